@@ -1,0 +1,33 @@
+"""torch.optim for JAX: pure init/update functions over pytrees that give PyTorch's numbers.
+
+Example:
+  >>> import jax, jax.numpy as jnp, jaxopt_port as optim
+  >>> params = {"w": jnp.array([3.0, -2.0])}
+  >>> optimizer = optim.adam(lr=0.1)                                     # optim.Adam(model.parameters(), lr=0.1)
+  >>> state = optimizer.init(params)
+  >>> loss, grads = jax.value_and_grad(lambda p: (p["w"] ** 2).sum())(params)      # loss.backward()
+  >>> params, state = optimizer.step(grads, state, params)               # optimizer.step()
+  >>> params["w"]
+  Array([ 2.9, -1.9], dtype=float32)
+"""
+
+from collections.abc import Callable
+
+from jaxopt_port.gradients import accumulate_grad as accumulate_grad
+from jaxopt_port.gradients import zero_grad as zero_grad
+from jaxopt_port.hyper import get_hyper as get_hyper
+from jaxopt_port.hyper import restore as restore
+from jaxopt_port.hyper import set_hyper as set_hyper
+from jaxopt_port.optimizer import Optimizer as Optimizer
+from jaxopt_port.optimizer import OptState as OptState
+from jaxopt_port.param_groups import ParamGroup as ParamGroup
+from jaxopt_port.rules.adadelta import adadelta as adadelta
+from jaxopt_port.rules.adagrad import adagrad as adagrad
+from jaxopt_port.rules.adam import adam as adam
+from jaxopt_port.rules.adamw import adamw as adamw
+from jaxopt_port.rules.rmsprop import rmsprop as rmsprop
+from jaxopt_port.rules.sgd import sgd as sgd
+
+optimizers: dict[str, Callable[..., Optimizer]] = {
+    factory.__name__: factory for factory in (adadelta, adagrad, adam, adamw, rmsprop, sgd)
+}

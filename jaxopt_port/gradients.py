@@ -1,0 +1,50 @@
+"""What a training script does to gradients around the optimizer."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Tree = Any
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
+
+
+def zero_grad(grads: Tree, set_to_none: bool = True) -> Tree:
+    """`optimizer.zero_grad()`: the gradients before anything was accumulated.
+
+    Args:
+      grads: a tree of gradients.
+      set_to_none: None for every gradient, which a step skips; with False zeros, which a step takes (momentum and
+        weight decay still move the parameter). Inside `lax.scan` a carry cannot change from None to an array: use
+        False there.
+
+    Returns:
+      The tree with every gradient replaced.
+
+    Example:
+      >>> zero_grad({"w": jnp.ones(2)}), zero_grad({"w": jnp.ones(2)}, set_to_none=False)
+      ({'w': None}, {'w': Array([0., 0.], dtype=float32)})
+    """
+    return jax.tree.map(lambda g: None if set_to_none else jnp.zeros_like(g), grads)
+
+
+def accumulate_grad(grads: Tree, new: Tree) -> Tree:
+    """What a further `loss.backward()` does: adds the new gradients to the old. A sum, not a mean.
+
+    Args:
+      grads: the gradients so far; None where there is none.
+      new: the gradients to add; None where a parameter took no part.
+
+    Returns:
+      The tree of sums; None + g = g.
+
+    Example:
+      >>> accumulate_grad({"w": None, "b": jnp.ones(1)}, {"w": jnp.ones(1), "b": jnp.ones(1)})
+      {'b': Array([2.], dtype=float32), 'w': Array([1.], dtype=float32)}
+    """
+    return jax.tree.map(
+        lambda old, g: g if old is None else old if g is None else old + g, grads, new, is_leaf=_is_none
+    )

@@ -1,0 +1,333 @@
+"""Optimizer, OptState and the lift: the one place that knows trees, groups, None, maximize, complex numbers and jit.
+
+A `Rule` is one optimizer's arithmetic on one array; `lift` makes an `Optimizer` of it. The form was chosen by
+experiment (`python -m benchmarks.lift`, 2 cores, AdamW, float32, donated):
+
+(a) A rule split into `init` / `scalars` / `update` carries NAdam's float32 `mu_product`, ASGD's `eta` and `mu` and
+    SGD's late first buffer: each is an entry of the scalar state that `scalars` returns. Rprop's step size is a slot
+    whose first value comes from a scalar (`where(first, lr, ...)`). Adafactor and Muon compute scalars from tensors or
+    shapes, so their `update` takes its scalars unrounded (`float64_update`). L-BFGS shares nothing of this but the
+    parameter groups' hyper-parameters: it keeps one flat state of its own.
+(b) One step counter for a whole group, and the arithmetic of a leaf in an inner jit, is the cheapest form to run and
+    to compile. A counter a parameter costs a buffer each (1,000 leaves: 42 ms against 25 ms, compile 20 s against
+    6 s); one vector of counters makes every leaf's kernel another one, since it slices another element (compile 41 s).
+    So a group's scalar state is 0-d until a None gradient skips some of its parameters and not others; from then on
+    it is a vector with an element a parameter.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxopt_port import param_groups as groups_
+from jaxopt_port.param_groups import ParamGroup
+from jaxopt_port.scalars import float64, is_on, to_float64
+
+Tree = Any
+T = TypeVar("T")
+
+
+class OptState(NamedTuple):
+    """The state of an optimizer, a pytree.
+
+    Args:
+      steps: for each group its scalar state: `step`, the number of steps taken, float32 as torch's, and what torch
+        keeps as a scalar a parameter. 0-d, or a vector with an element for each of the group's parameters once a
+        None gradient has skipped some of them.
+      slots: the parameters' tree with the rule's NamedTuple at each leaf (None where the group is frozen).
+      param_groups: for each group its live hyper-parameters, 0-d float64 arrays by torch's names.
+    """
+
+    steps: tuple[dict[str, jax.Array], ...]
+    slots: Tree
+    param_groups: tuple[dict[str, Any], ...]
+
+
+class Rule(NamedTuple):
+    """One optimizer's arithmetic on one array. It knows nothing of trees, groups, None, jit or sharding.
+
+    Args:
+      init: `(p, options) -> slot`, a NamedTuple of arrays shaped like `p` (None for what the options do not need).
+      scalars: `(step, h, s) -> (c, s)`, torch's Python-float arithmetic in float64. `step` counts from 1, `h` has
+        the group's options as attributes, `s` is a dict of the scalar state beside `step`. All may be vectors with an
+        element a parameter, so it is elementwise. What it returns in `c`, a dict, `update` gets.
+      update: `(p, g, slot, c) -> (p, slot)`, torch's tensor arithmetic. `c` has the group's static options and the
+        scalars as attributes, these rounded to the array's dtype as torch rounds a number that meets a tensor.
+      check: raises torch's errors for bad options, given as a dict.
+      live: the options that live in the state as float64 and can change at any step.
+      structural: those of `live` that decide which slots exist: fixed where falsy, live otherwise.
+      scalar_state: the scalar state beside `step` and its first values.
+      float64_update: `update` computes scalars itself, from tensors or shapes: it gets them as float64.
+    """
+
+    init: Callable[[jax.Array, SimpleNamespace], Any]
+    scalars: Callable[[jax.Array, SimpleNamespace, dict[str, jax.Array]], tuple[dict[str, Any], dict[str, jax.Array]]]
+    update: Callable[[jax.Array, Any, Any, SimpleNamespace], tuple[jax.Array, Any]]
+    check: Callable[[Mapping[str, Any]], None]
+    live: tuple[str, ...]
+    structural: tuple[str, ...] = ()
+    scalar_state: Mapping[str, Any] = {}
+    float64_update: bool = False
+
+
+class Optimizer(optax.GradientTransformationExtraArgs):
+    """An optax gradient transformation that can also take torch's step.
+
+    `init(params) -> state` and `update(grads, state, params) -> (updates, state)` are optax's.
+    """
+
+    __slots__ = ()
+
+    def step(self, grads: Tree, state: OptState, params: Tree) -> tuple[Tree, OptState]:
+        """`optimizer.step()`: the new parameters, with torch's bits, and the new state.
+
+        Args:
+          grads: a tree like `params`. None skips a parameter: no step, no change of state. For complex parameters
+            torch's gradient, the conjugate of what `jax.grad` gives.
+          state: what `init` or the last step returned.
+          params: the parameters.
+
+        Returns:
+          `(params, state)`.
+
+        Raises:
+          ValueError: a gradient tree or shape that is not the parameters'.
+          TypeError: a gradient of another dtype than its parameter; hyper-parameters that are not float64.
+        """
+        return _lifted(self).step(grads, state, params)
+
+    def step_closure(
+        self, closure: Callable[..., Any], state: OptState, params: Tree, *args: Any, has_aux: bool = False
+    ) -> tuple[Any, Tree, OptState]:
+        """`optimizer.step(closure)`: evaluates the loss and its gradient, then steps.
+
+        Args:
+          closure: `(params, *args) -> loss`, a real scalar, or `(loss, aux)` with `has_aux`.
+          state: what `init` or the last step returned.
+          params: the parameters.
+          *args: handed to `closure`, a batch for example.
+          has_aux: whether `closure` returns something beside the loss.
+
+        Returns:
+          `(loss, params, state)`, or `((loss, aux), params, state)`; the loss is that of the parameters given.
+        """
+        loss, grads = jax.value_and_grad(closure, has_aux=has_aux)(params, *args)
+        grads = jax.tree.map(lambda g: g.conj() if jnp.iscomplexobj(g) else g, grads)
+        params, state = self.step(grads, state, params)
+        return loss, params, state
+
+
+def lift(rule: Rule, options: Mapping[str, Any], param_groups: Sequence[ParamGroup] = ()) -> Optimizer:
+    """Make an optimizer over pytrees of a rule for one array.
+
+    Args:
+      rule: the arithmetic.
+      options: every option of the optimizer with its value: those of the default group.
+      param_groups: the other groups; what they leave out they take from `options`.
+    """
+    lifted = _Lifted(rule, options, param_groups)
+    return Optimizer(lifted.init, lifted.update)
+
+
+def _lifted(optimizer: optax.GradientTransformation) -> "_Lifted":
+    lifted = getattr(optimizer.update, "__self__", None)
+    if not isinstance(lifted, _Lifted):
+        raise TypeError("the update function of this Optimizer was replaced: use update instead of step")
+    return lifted
+
+
+class _Lifted:
+    """A rule with its groups. `init` and `update` of an Optimizer are its bound methods."""
+
+    def __init__(self, rule: Rule, options: Mapping[str, Any], param_groups: Sequence[ParamGroup]):
+        self.rule = rule
+        self.groups = tuple(param_groups)
+        self.frozen = [False, *(group.frozen for group in self.groups)]
+        self.options = [dict(options), *(_merge(options, group) for group in self.groups)]
+        for each in self.options:
+            rule.check(each)
+        self.live = [
+            tuple(name for name in rule.live if name not in rule.structural or is_on(each[name]))
+            for each in self.options
+        ]
+        self.static = [
+            tuple((name, value) for name, value in each.items() if name not in live)
+            for each, live in zip(self.options, self.live, strict=True)
+        ]
+
+    def init(self, params: Tree) -> OptState:
+        members = groups_.assign(self.groups, params)
+        leaves, treedef = jax.tree.flatten(params)
+        return OptState(
+            steps=tuple(
+                {name: jnp.asarray(first) for name, first in {"step": np.float32(0), **self.rule.scalar_state}.items()}
+                for _ in self.options
+            ),
+            slots=treedef.unflatten(
+                None if self.frozen[group] else self._init_leaf(params, index, leaf, group)
+                for index, (leaf, group) in enumerate(zip(leaves, members, strict=True))
+            ),
+            param_groups=tuple(
+                {name: jax.tree.map(to_float64, each[name]) for name in live}
+                for each, live in zip(self.options, self.live, strict=True)
+            ),
+        )
+
+    def _init_leaf(self, params: Tree, index: int, leaf: Any, group: int) -> Any:
+        p = jnp.asarray(leaf)
+        if not jnp.issubdtype(p.dtype, jnp.inexact):
+            raise TypeError(
+                f"parameter {groups_.leaf_paths(params)[index]!r} is {p.dtype}: only floating point and complex "
+                "parameters can be optimized. Leave it out, or put it in a ParamGroup with frozen=True."
+            )
+        return _as_complex(p, self.rule.init(_as_real(p), SimpleNamespace(**self.options[group])))
+
+    def step(self, grads: Tree, state: OptState, params: Tree) -> tuple[Tree, OptState]:
+        new, state = self._step(grads, state, params)
+        old, treedef = jax.tree.flatten(params)
+        return treedef.unflatten(o if n is None else n for n, o in zip(new, old, strict=True)), state
+
+    def update(self, updates: Tree, state: Any, params: Tree | None = None, **extra_args: Any) -> tuple[Tree, Any]:
+        """optax's view of `step`: new - old parameters, zeros for those that do not step."""
+        del extra_args
+        if params is None:
+            raise ValueError("update needs the parameters: call update(grads, state, params)")
+        new, state = self._step(updates, state, params)
+        old, treedef = jax.tree.flatten(params)
+        deltas = [jnp.zeros_like(o) if n is None else n - o for n, o in zip(new, old, strict=True)]
+        return treedef.unflatten(deltas), state
+
+    def _step(self, grads: Tree, state: OptState, params: Tree) -> tuple[list[jax.Array | None], OptState]:
+        """The new value of each leaf, None where it does not step, and the new state."""
+        leaves, treedef = jax.tree.flatten(params)
+        slots = _flatten_like(treedef, state.slots, "the optimizer state")
+        grad_leaves = _flatten_like(treedef, grads, "the gradients")
+        members = groups_.assign(self.groups, params)
+        _check_grads(params, leaves, grad_leaves)
+        new: list[jax.Array | None] = [None] * len(leaves)
+        steps = list(state.steps)
+        for group, live in enumerate(state.param_groups):
+            _check_float64(live, group)
+            inside = [i for i, member in enumerate(members) if member == group]
+            moves = np.array([grad_leaves[i] is not None for i in inside], bool)
+            if self.frozen[group] or not moves.any():
+                continue
+            static = self.static[group]
+            with float64():
+                c, steps[group] = self._scalars(SimpleNamespace(**live, **dict(static)), state.steps[group], moves)
+            round_to = _rounding(c, keep=self.rule.float64_update)
+            for at, i in enumerate(inside):
+                if grad_leaves[i] is not None:
+                    scalars = {k: v[at] if jnp.ndim(v) else v for k, v in round_to(leaves[i]).items()}
+                    new[i], slots[i] = _step_leaf(
+                        (self.rule.update, static), leaves[i], grad_leaves[i], slots[i], scalars
+                    )
+        return new, OptState(tuple(steps), treedef.unflatten(slots), state.param_groups)
+
+    def _scalars(
+        self, h: SimpleNamespace, old: dict[str, jax.Array], moves: np.ndarray
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """The scalars of one step of a group, and its new scalar state; `moves` says which parameters step."""
+        if not moves.all():
+            old = {name: jnp.broadcast_to(value, moves.shape) for name, value in old.items()}
+        step = old["step"] + jnp.ones((), old["step"].dtype)
+        rest = {name: value for name, value in old.items() if name != "step"}
+        c, rest = self.rule.scalars(step.astype(jnp.float64), h, rest)
+        new = {name: jnp.asarray(value, old[name].dtype) for name, value in {"step": step, **rest}.items()}
+        if not moves.all():
+            new = {name: jnp.where(moves, value, old[name]) for name, value in new.items()}
+        return {name: jnp.asarray(value) for name, value in c.items()}, new
+
+
+@partial(jax.jit, static_argnums=0)
+def _step_leaf(
+    static: tuple[Callable[..., Any], tuple[tuple[str, Any], ...]], p: jax.Array, g: Any, slot: Any, c: dict[str, Any]
+) -> tuple[jax.Array, Any]:
+    """One leaf's step. An inner jit, so that leaves of the same shape are traced and lowered once."""
+    update, options = static
+    c_ = SimpleNamespace(**{**dict(options), **c})
+    if getattr(c_, "maximize", False):
+        g = jax.tree.map(jnp.negative, g)
+    wide = _compute_dtype(p.dtype)
+    p_, slot_ = update(*(_as_real(x, wide) for x in (p, g, slot)), c_)
+    slot = jax.tree.map(lambda new, old: new.astype(old.dtype), _as_complex(p, slot_), slot)
+    return _as_complex(p, p_).astype(p.dtype), slot
+
+
+def _compute_dtype(dtype: Any) -> Any:
+    """The real dtype in which a leaf is computed: 16-bit floats are computed in float32, rounded at the end."""
+    real = jnp.finfo(dtype).dtype
+    return jnp.dtype(jnp.float32) if real.itemsize < 4 else real
+
+
+def _as_real(tree: Tree, dtype: Any = None) -> Tree:
+    """torch's view_as_real: complex arrays as real ones with a last axis of two."""
+
+    def real(x: jax.Array) -> jax.Array:
+        x = jnp.stack([x.real, x.imag], -1) if jnp.iscomplexobj(x) else x
+        return x if dtype is None or not jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(dtype)
+
+    return jax.tree.map(real, tree)
+
+
+def _as_complex(p: jax.Array, tree: Tree) -> Tree:
+    """torch's view_as_complex of what belongs to `p`, where `p` is complex."""
+    return jax.tree.map(lambda x: jax.lax.complex(x[..., 0], x[..., 1]), tree) if jnp.iscomplexobj(p) else tree
+
+
+def _rounding(c: Mapping[str, jax.Array], keep: bool) -> Callable[[jax.Array], Mapping[str, jax.Array]]:
+    """Rounds a group's scalars to the dtype in which a leaf is computed, once a dtype."""
+    if keep:
+        return lambda leaf: c
+    rounded: dict[Any, Mapping[str, jax.Array]] = {}
+
+    def round_to(leaf: jax.Array) -> Mapping[str, jax.Array]:
+        dtype = _compute_dtype(leaf.dtype)
+        if dtype not in rounded:
+            rounded[dtype] = {k: v.astype(dtype) if jnp.issubdtype(v.dtype, jnp.floating) else v for k, v in c.items()}
+        return rounded[dtype]
+
+    return round_to
+
+
+def _merge(options: Mapping[str, Any], group: ParamGroup) -> dict[str, Any]:
+    unknown = [name for name in group.options if name not in options]
+    if unknown:
+        raise ValueError(f"{group} has unknown options: {', '.join(unknown)}. Known are: {', '.join(options)}")
+    return {**options, **group.options}
+
+
+def _flatten_like(treedef: Any, tree: Tree, what: str) -> list[Any]:
+    try:
+        return treedef.flatten_up_to(tree)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"the tree of {what} is not that of the parameters: {error}") from None
+
+
+def _check_grads(params: Tree, leaves: list[Any], grads: list[Any]) -> None:
+    for index, (p, g) in enumerate(zip(leaves, grads, strict=True)):
+        if g is None or not hasattr(p, "dtype") or g.dtype == jax.dtypes.float0:
+            continue
+        if g.shape != p.shape or g.dtype != p.dtype:
+            kind = ValueError if g.shape != p.shape else TypeError
+            raise kind(
+                f"the gradient of {groups_.leaf_paths(params)[index]!r} is {g.dtype}{list(g.shape)}, "
+                f"its parameter {p.dtype}{list(p.shape)}"
+            )
+
+
+def _check_float64(live: Mapping[str, Any], group: int) -> None:
+    for name, value in live.items():
+        for x in jax.tree.leaves(value):
+            if getattr(x, "dtype", None) != jnp.float64:
+                raise TypeError(
+                    f"hyper-parameter {name!r} of parameter group {group} is {getattr(x, 'dtype', type(x).__name__)}, "
+                    "not float64. Pass a state that came back from a file or from device_get through "
+                    "jaxopt_port.restore(state) first; change a value with jaxopt_port.set_hyper(state, ...)."
+                )

@@ -1,0 +1,107 @@
+"""Parameter groups: which leaf steps with which options. The only file that knows paths.
+
+Group 0 is the default group, empty or not. Then come the `ParamGroup`s in order; a leaf belongs to the first that
+matches it.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+Which = str | Sequence[str] | Callable[[str, Any], bool]
+
+
+class ParamGroup:
+    """The options of some parameters, as torch's `{"params": [...], "lr": ...}`.
+
+    Args:
+      which: which parameters: a regular expression that matches the whole of a `/`-joined path (`"encoder/.*"`), a
+        list of such paths (as they are, not patterns), or a predicate `(path, leaf) -> bool`.
+      frozen: leave these parameters as they are, and keep no state for them.
+      **options: any option of the optimizer, in place of the optimizer's own.
+
+    Example:
+      >>> ParamGroup(r".*/bias", weight_decay=0.0)
+      ParamGroup('.*/bias', weight_decay=0.0)
+      >>> ParamGroup(lambda path, leaf: leaf.ndim >= 2, lr=0.1)  # doctest: +ELLIPSIS
+      ParamGroup(<function ...>, lr=0.1)
+    """
+
+    def __init__(self, which: Which, *, frozen: bool = False, **options: Any):
+        if isinstance(which, str):
+            try:
+                re.compile(which)
+            except re.error as error:
+                raise ValueError(f"ParamGroup pattern {which!r} is not a regular expression: {error}") from None
+        elif not callable(which):
+            which = tuple(which)
+        self.which = which
+        self.frozen = frozen
+        self.options: Mapping[str, Any] = options
+
+    def __repr__(self) -> str:
+        options = {**({"frozen": True} if self.frozen else {}), **self.options}
+        return f"ParamGroup({', '.join([repr(self.which), *(f'{k}={v!r}' for k, v in options.items())])})"
+
+    def matches(self, path: str, leaf: Any) -> bool:
+        if isinstance(self.which, str):
+            return re.fullmatch(self.which, path) is not None
+        if callable(self.which):
+            return bool(self.which(path, leaf))
+        return path in self.which
+
+
+def leaf_paths(tree: Any) -> list[str]:
+    """The `/`-joined path of every leaf, the same for a plain tree and for boxes around its leaves.
+
+    nnx variables and partitioned linen parameters are boxes with one array in an attribute: its name is dropped.
+
+    Example:
+      >>> leaf_paths({"dense": {"bias": 1, "kernel": 2}, "scale": [3]})
+      ['dense/bias', 'dense/kernel', 'scale/0']
+    """
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return ["/".join(map(_key, _without_box(path))) for path, _ in paths]
+
+
+def _without_box(path: tuple[Any, ...]) -> tuple[Any, ...]:
+    while len(path) > 1 and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name in ("value", "raw_value"):
+        path = path[:-1]
+    return path
+
+
+def _key(entry: Any) -> str:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(entry, attribute):
+            return str(getattr(entry, attribute))
+    return str(entry)
+
+
+def assign(groups: Sequence[ParamGroup], params: Any) -> list[int]:
+    """The group of every leaf of `params`: 0 for the default group, i + 1 for `groups[i]`.
+
+    Raises:
+      ValueError: a group matches no leaf at all, or a listed path does not exist.
+    """
+    leaves = jax.tree.leaves(params)
+    if not groups or not leaves:
+        return [0] * len(leaves)
+    paths = leaf_paths(params)
+    for group in groups:
+        _check_matches_something(group, paths, leaves)
+    return [
+        next((i + 1 for i, group in enumerate(groups) if group.matches(path, leaf)), 0)
+        for path, leaf in zip(paths, leaves, strict=True)
+    ]
+
+
+def _check_matches_something(group: ParamGroup, paths: list[str], leaves: list[Any]) -> None:
+    known = f"The paths are: {', '.join(paths)}"
+    if isinstance(group.which, tuple):
+        missing = [path for path in group.which if path not in paths]
+        if missing:
+            raise ValueError(f"{group} names paths that do not exist: {', '.join(missing)}. {known}")
+    if not any(map(group.matches, paths, leaves)):
+        raise ValueError(f"{group} matches no parameter. {known}")

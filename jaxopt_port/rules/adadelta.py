@@ -1,0 +1,92 @@
+r"""Adadelta: an adaptive learning rate method."""
+
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_port.optimizer import Optimizer, Rule, lift
+from jaxopt_port.param_groups import ParamGroup
+from jaxopt_port.rules.tensor_ops import add_weight_decay, moving_square
+from jaxopt_port.scalars import Scalar, check_at_least_0, check_lr, is_known
+
+
+class AdadeltaState(NamedTuple):
+    square_avg: jax.Array
+    acc_delta: jax.Array
+
+
+def init(p: jax.Array, o: SimpleNamespace) -> AdadeltaState:
+    return AdadeltaState(jnp.zeros_like(p), jnp.zeros_like(p))
+
+
+def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
+    c = {"neg_lr": -h.lr, "rho": h.rho, "weight": 1 - h.rho, "eps": h.eps, "weight_decay": h.weight_decay}
+    return c, s
+
+
+def update(p: jax.Array, g: jax.Array, s: AdadeltaState, c: SimpleNamespace) -> tuple[jax.Array, AdadeltaState]:
+    g = add_weight_decay(g, p, c.weight_decay)
+    square_avg = moving_square(s.square_avg, g, c.rho, c.weight)
+    delta = jnp.sqrt(s.acc_delta + c.eps) / jnp.sqrt(square_avg + c.eps) * g
+    acc_delta = moving_square(s.acc_delta, delta, c.rho, c.weight)
+    return p + c.neg_lr * delta, AdadeltaState(square_avg, acc_delta)
+
+
+def check(o: Mapping[str, Any]) -> None:
+    check_lr(o["lr"])
+    if is_known(o["rho"]) and not 0.0 <= o["rho"] <= 1.0:
+        raise ValueError(f"Invalid rho value: {o['rho']}")
+    check_at_least_0("epsilon value", o["eps"])
+    check_at_least_0("weight_decay value", o["weight_decay"])
+
+
+ADADELTA = Rule(init, scalars, update, check, live=("lr", "rho", "eps", "weight_decay"))
+
+
+def adadelta(
+    lr: Scalar = 1.0,
+    rho: Scalar = 0.9,
+    eps: Scalar = 1e-6,
+    weight_decay: Scalar = 0.0,
+    *,
+    maximize: bool = False,
+    param_groups: Sequence[ParamGroup] = (),
+) -> Optimizer:
+    r"""Adadelta: torch.optim.Adadelta.
+
+    .. math::
+      g_t &= \nabla f(\theta_{t-1}) + \lambda \theta_{t-1} \\
+      v_t &= \rho v_{t-1} + (1 - \rho) g_t^2 \\
+      \Delta_t &= \frac{\sqrt{u_{t-1} + \epsilon}}{\sqrt{v_t + \epsilon}} g_t \\
+      u_t &= \rho u_{t-1} + (1 - \rho) \Delta_t^2 \\
+      \theta_t &= \theta_{t-1} - \gamma \Delta_t
+
+    Args:
+      lr: :math:`\gamma`, scales the step; live.
+      rho: :math:`\rho`, decay of both averages, in [0, 1]; live.
+      eps: :math:`\epsilon`, added inside both roots; live.
+      weight_decay: :math:`\lambda`, L2 penalty; live.
+      maximize: ascend; static.
+      param_groups: parameters with options of their own.
+
+    Returns:
+      An `Optimizer`.
+
+    Raises:
+      ValueError: an option out of range, in torch's words.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxopt_port as optim
+      >>> optimizer = optim.adadelta()
+      >>> params = jnp.array(1.0)
+      >>> params, state = optimizer.step(jnp.array(1.0), optimizer.init(params), params)
+      >>> f"{params:.5f}"
+      '0.99684'
+
+    Source: torch/optim/adadelta.py; Zeiler, ADADELTA: An Adaptive Learning Rate Method, 2012.
+    """
+    options = {"lr": lr, "rho": rho, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
+    return lift(ADADELTA, options, param_groups)

@@ -1,0 +1,103 @@
+r"""Adagrad: adaptive subgradient methods."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_port.optimizer import Optimizer, Rule, lift
+from jaxopt_port.param_groups import ParamGroup
+from jaxopt_port.rules.tensor_ops import add_weight_decay
+from jaxopt_port.scalars import Scalar, check_at_least_0, check_lr
+
+
+class AdagradState(NamedTuple):
+    sum: jax.Array
+
+
+def init(initial_accumulator_value: Scalar, p: jax.Array, o: SimpleNamespace) -> AdagradState:
+    return AdagradState(jnp.full_like(p, initial_accumulator_value))
+
+
+def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
+    return {"neg_clr": -(h.lr / (1 + (step - 1) * h.lr_decay)), "eps": h.eps, "weight_decay": h.weight_decay}, s
+
+
+def update(p: jax.Array, g: jax.Array, s: AdagradState, c: SimpleNamespace) -> tuple[jax.Array, AdagradState]:
+    g = add_weight_decay(g, p, c.weight_decay)
+    total = s.sum + g * g
+    return p + c.neg_clr * g / (jnp.sqrt(total) + c.eps), AdagradState(total)
+
+
+def check(o: Mapping[str, Any]) -> None:
+    check_lr(o["lr"])
+    check_at_least_0("lr_decay value", o["lr_decay"])
+    check_at_least_0("weight_decay value", o["weight_decay"])
+    check_at_least_0("initial_accumulator_value value", o["initial_accumulator_value"])
+    check_at_least_0("epsilon value", o["eps"])
+
+
+ADAGRAD = Rule(partial(init, 0.0), scalars, update, check, live=("lr", "lr_decay", "weight_decay", "eps"))
+
+
+def adagrad(
+    lr: Scalar = 1e-2,
+    lr_decay: Scalar = 0.0,
+    weight_decay: Scalar = 0.0,
+    initial_accumulator_value: float = 0.0,
+    eps: Scalar = 1e-10,
+    *,
+    maximize: bool = False,
+    param_groups: Sequence[ParamGroup] = (),
+) -> Optimizer:
+    r"""Adagrad: torch.optim.Adagrad.
+
+    .. math::
+      g_t &= \nabla f(\theta_{t-1}) + \lambda \theta_{t-1} \\
+      s_t &= s_{t-1} + g_t^2 \\
+      \theta_t &= \theta_{t-1} - \frac{\gamma}{1 + (t - 1) \eta} \frac{g_t}{\sqrt{s_t} + \epsilon}
+
+    As in torch, every group starts from the optimizer's own `initial_accumulator_value`: one given to a group has no
+    effect.
+
+    Args:
+      lr: :math:`\gamma`, learning rate; live.
+      lr_decay: :math:`\eta`, decay of the learning rate; live.
+      weight_decay: :math:`\lambda`, L2 penalty; live.
+      initial_accumulator_value: :math:`s_0`; static.
+      eps: :math:`\epsilon`, added to the denominator; live.
+      maximize: ascend; static.
+      param_groups: parameters with options of their own.
+
+    Returns:
+      An `Optimizer`.
+
+    Raises:
+      ValueError: an option out of range, in torch's words.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxopt_port as optim
+      >>> optimizer = optim.adagrad(lr=0.1)
+      >>> params = jnp.array([1.0])
+      >>> params, state = optimizer.step(jnp.array([5.0]), optimizer.init(params), params)
+      >>> params
+      Array([0.9], dtype=float32)
+
+    Source: torch/optim/adagrad.py; Duchi et al., Adaptive Subgradient Methods for Online Learning and Stochastic
+    Optimization, 2011.
+    """
+    return lift(
+        ADAGRAD._replace(init=partial(init, initial_accumulator_value)),
+        {
+            "lr": lr,
+            "lr_decay": lr_decay,
+            "weight_decay": weight_decay,
+            "initial_accumulator_value": initial_accumulator_value,
+            "eps": eps,
+            "maximize": maximize,
+        },
+        param_groups,
+    )

@@ -1,0 +1,134 @@
+r"""RMSprop: gradients divided by a running root mean square."""
+
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_port.optimizer import Optimizer, Rule, lift
+from jaxopt_port.param_groups import ParamGroup
+from jaxopt_port.rules.tensor_ops import add_weight_decay, lerp, moving_square
+from jaxopt_port.scalars import Scalar, check_at_least_0, check_lr, is_on
+
+
+class RMSpropState(NamedTuple):
+    square_avg: jax.Array
+    momentum_buffer: jax.Array | None  # None without momentum
+    grad_avg: jax.Array | None  # with centered
+
+
+def init(p: jax.Array, o: SimpleNamespace) -> RMSpropState:
+    return RMSpropState(
+        jnp.zeros_like(p),
+        jnp.zeros_like(p) if is_on(o.momentum) else None,
+        jnp.zeros_like(p) if o.centered else None,
+    )
+
+
+def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
+    c = {
+        "neg_lr": -h.lr,
+        "alpha": h.alpha,
+        "weight": 1 - h.alpha,
+        "eps": h.eps,
+        "weight_decay": h.weight_decay,
+        "momentum": h.momentum,
+    }
+    return c, s
+
+
+def update(p: jax.Array, g: jax.Array, s: RMSpropState, c: SimpleNamespace) -> tuple[jax.Array, RMSpropState]:
+    g = add_weight_decay(g, p, c.weight_decay)
+    square_avg = moving_square(s.square_avg, g, c.alpha, c.weight)
+    grad_avg = None if s.grad_avg is None else lerp(s.grad_avg, g, c.weight)
+    avg = jnp.sqrt(square_avg if grad_avg is None else square_avg - grad_avg * grad_avg) + c.eps
+    new_p, buffer = p + c.neg_lr * g / avg, s.momentum_buffer
+    if buffer is not None:
+        buffer = jnp.where(c.momentum > 0, buffer * c.momentum + g / avg, buffer)
+        new_p = jnp.where(c.momentum > 0, p + c.neg_lr * buffer, new_p)
+    return new_p, RMSpropState(square_avg, buffer, grad_avg)
+
+
+def check(o: Mapping[str, Any]) -> None:
+    check_lr(o["lr"])
+    check_at_least_0("epsilon value", o["eps"])
+    check_at_least_0("momentum value", o["momentum"])
+    check_at_least_0("weight_decay value", o["weight_decay"])
+    check_at_least_0("alpha value", o["alpha"])
+
+
+RMSPROP = Rule(
+    init,
+    scalars,
+    update,
+    check,
+    live=("lr", "alpha", "eps", "weight_decay", "momentum"),
+    structural=("momentum",),
+)
+
+
+def rmsprop(
+    lr: Scalar = 1e-2,
+    alpha: Scalar = 0.99,
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    momentum: Scalar = 0.0,
+    centered: bool = False,
+    *,
+    maximize: bool = False,
+    param_groups: Sequence[ParamGroup] = (),
+) -> Optimizer:
+    r"""RMSprop: torch.optim.RMSprop.
+
+    .. math::
+      g_t &= \nabla f(\theta_{t-1}) + \lambda \theta_{t-1} \\
+      v_t &= \alpha v_{t-1} + (1 - \alpha) g_t^2 \\
+      a_t &= \alpha a_{t-1} + (1 - \alpha) g_t \text{ if centered else } 0 \\
+      b_t &= \mu b_{t-1} + g_t / (\sqrt{v_t - a_t^2} + \epsilon) \\
+      \theta_t &= \theta_{t-1} - \gamma b_t
+
+    :math:`\epsilon` is added after the root (TensorFlow's stands inside), and :math:`v_t - a_t^2` is not clamped: it
+    can be below 0 by rounding, and the step NaN, as in torch.
+
+    Args:
+      lr: :math:`\gamma`, learning rate; live.
+      alpha: :math:`\alpha`, decay of the averages; live.
+      eps: :math:`\epsilon`, added to the denominator; live.
+      weight_decay: :math:`\lambda`, L2 penalty; live.
+      momentum: :math:`\mu`; live, unless it is 0 when the optimizer is made: then there is no buffer.
+      centered: divide by the standard deviation instead; static, decides whether `grad_avg` exists.
+      maximize: ascend; static.
+      param_groups: parameters with options of their own.
+
+    Returns:
+      An `Optimizer`.
+
+    Raises:
+      ValueError: an option out of range, in torch's words.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxopt_port as optim
+      >>> optimizer = optim.rmsprop(lr=0.1)
+      >>> params = jnp.array([1.0])
+      >>> params, state = optimizer.step(jnp.array([5.0]), optimizer.init(params), params)
+      >>> f"{abs(params[0]):.5f}"
+      '0.00000'
+
+    Source: torch/optim/rmsprop.py; Hinton, Neural Networks for Machine Learning, lecture 6, 2012; Graves, Generating
+    Sequences With Recurrent Neural Networks, 2013 (centered).
+    """
+    return lift(
+        RMSPROP,
+        {
+            "lr": lr,
+            "alpha": alpha,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "centered": centered,
+            "maximize": maximize,
+        },
+        param_groups,
+    )

@@ -1,0 +1,122 @@
+r"""Stochastic gradient descent, with momentum."""
+
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_port.optimizer import Optimizer, Rule, lift
+from jaxopt_port.param_groups import ParamGroup
+from jaxopt_port.rules.tensor_ops import add_weight_decay
+from jaxopt_port.scalars import Scalar, check_at_least_0, check_lr, is_on
+
+
+class SGDState(NamedTuple):
+    momentum_buffer: jax.Array | None  # None without momentum
+
+
+def init(p: jax.Array, o: SimpleNamespace) -> SGDState:
+    return SGDState(jnp.zeros_like(p) if is_on(o.momentum) else None)
+
+
+def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
+    turned_on = jnp.not_equal(h.momentum, 0)
+    c = {
+        "neg_lr": -h.lr,
+        "weight_decay": h.weight_decay,
+        "momentum": h.momentum,
+        "gain": 1 - h.dampening,
+        "turned_on": turned_on,
+        "first": ~s["has_buffer"],
+    }
+    return c, {"has_buffer": s["has_buffer"] | turned_on}
+
+
+def update(p: jax.Array, g: jax.Array, s: SGDState, c: SimpleNamespace) -> tuple[jax.Array, SGDState]:
+    g = add_weight_decay(g, p, c.weight_decay)
+    if s.momentum_buffer is not None:
+        moved = jnp.where(c.first, g, s.momentum_buffer * c.momentum + c.gain * g)
+        s = SGDState(jnp.where(c.turned_on, moved, s.momentum_buffer))
+        g = jnp.where(c.turned_on, g + c.momentum * moved if c.nesterov else moved, g)
+    return p + c.neg_lr * g, s
+
+
+def check(o: Mapping[str, Any]) -> None:
+    check_lr(o["lr"])
+    check_at_least_0("momentum value", o["momentum"])
+    check_at_least_0("weight_decay value", o["weight_decay"])
+    if o["nesterov"] and (o["momentum"] <= 0 or o["dampening"] != 0):
+        raise ValueError("Nesterov momentum requires a momentum and zero dampening")
+
+
+SGD = Rule(
+    init,
+    scalars,
+    update,
+    check,
+    live=("lr", "momentum", "dampening", "weight_decay"),
+    structural=("momentum",),
+    scalar_state={"has_buffer": False},
+)
+
+
+def sgd(
+    lr: Scalar = 1e-3,
+    momentum: Scalar = 0.0,
+    dampening: Scalar = 0.0,
+    weight_decay: Scalar = 0.0,
+    nesterov: bool = False,
+    *,
+    maximize: bool = False,
+    param_groups: Sequence[ParamGroup] = (),
+) -> Optimizer:
+    r"""Stochastic gradient descent: torch.optim.SGD.
+
+    .. math::
+      g_t &= \nabla f(\theta_{t-1}) + \lambda \theta_{t-1} \\
+      b_t &= \mu b_{t-1} + (1 - \tau) g_t, \quad b_1 = g_1 \\
+      \theta_t &= \theta_{t-1} - \gamma (g_t + \mu b_t \text{ if nesterov else } b_t)
+
+    The first buffer is the gradient itself, without dampening; a parameter gets it at its first step with a momentum
+    that is not 0, which may come late when a scheduler turns momentum on.
+
+    Args:
+      lr: :math:`\gamma`, learning rate; live.
+      momentum: :math:`\mu`; live, unless it is 0 when the optimizer is made: then there is no buffer.
+      dampening: :math:`\tau`; live.
+      weight_decay: :math:`\lambda`, L2 penalty; live.
+      nesterov: step along the gradient plus the momentum; static.
+      maximize: ascend; static.
+      param_groups: parameters with options of their own.
+
+    Returns:
+      An `Optimizer`.
+
+    Raises:
+      ValueError: an option out of range, in torch's words.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxopt_port as optim
+      >>> optimizer = optim.sgd(lr=0.1, momentum=0.9)
+      >>> params = {"w": jnp.array([1.0])}
+      >>> params, state = optimizer.step({"w": jnp.array([2.0])}, optimizer.init(params), params)
+      >>> params["w"]
+      Array([0.8], dtype=float32)
+
+    Source: torch/optim/sgd.py; Sutskever et al., On the importance of initialization and momentum in deep learning,
+    2013.
+    """
+    return lift(
+        SGD,
+        {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
+        },
+        param_groups,
+    )

@@ -1,0 +1,20 @@
+"""torch's tensor operations that more than one rule uses, with torch's rounding."""
+
+import jax
+import jax.numpy as jnp
+
+
+def add_weight_decay(g: jax.Array, p: jax.Array, weight_decay: jax.Array) -> jax.Array:
+    """`g + weight_decay * p`; with 0 the gradient's own bits, as torch's `if weight_decay != 0` leaves them."""
+    return jnp.where(weight_decay != 0, g + weight_decay * p, g)
+
+
+def lerp(start: jax.Array, end: jax.Array, weight: jax.Array) -> jax.Array:
+    """`start + weight * (end - start)`, from the nearer end: torch changes the form at weight 0.5."""
+    near_start = weight < 0.5
+    return jnp.where(near_start, start, end) + jnp.where(near_start, weight, weight - 1) * (end - start)
+
+
+def moving_square(average: jax.Array, g: jax.Array, decay: jax.Array, weight: jax.Array) -> jax.Array:
+    """`decay * average + weight * g * g`, in the order of torch's `mul_(decay).addcmul_(g, g, value=weight)`."""
+    return average * decay + (weight * g) * g

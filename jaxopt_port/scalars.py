@@ -1,0 +1,58 @@
+"""Hyper-parameters as float64 scalars, and their validation in torch's words.
+
+torch's hyper-parameters are Python floats: it computes with them in double precision and rounds once, where a number
+meets a tensor. So they are float64 here too, whatever the parameters' dtype and whether or not `jax_enable_x64` is set:
+`float64()` is a local switch, and what is computed under it stays float64 through jit, scan, vmap and grad.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+Scalar = float | jax.Array | np.ndarray
+
+
+def float64() -> AbstractContextManager[Any]:
+    """The context in which torch's Python-float arithmetic is done: 64-bit types, locally."""
+    return jax.enable_x64(True)
+
+
+def to_float64(value: Scalar) -> jax.Array:
+    """A hyper-parameter as a 0-d float64 array with a buffer of its own."""
+    with float64():
+        return jnp.asarray(value, jnp.float64).reshape(())
+
+
+def is_known(value: Scalar) -> bool:
+    """Whether the value of a hyper-parameter can be looked at now: False under a trace."""
+    return not isinstance(value, Tracer)
+
+
+def is_on(value: Scalar) -> bool:
+    """Whether an option that is off at 0 is on; one that cannot be looked at is."""
+    return not is_known(value) or bool(value != 0)
+
+
+def check_lr(lr: Scalar) -> None:
+    """Raise what torch raises for a learning rate that is not one number of at least 0."""
+    if np.size(lr) != 1:
+        raise ValueError("Tensor lr must be 1-element")
+    check_at_least_0("learning rate", lr)
+
+
+def check_at_least_0(what: str, value: Scalar) -> None:
+    """Raise torch's `Invalid {what}: {value}` unless value >= 0 (NaN is refused too)."""
+    if is_known(value) and not value >= 0.0:
+        raise ValueError(f"Invalid {what}: {value}")
+
+
+def check_betas(betas: Sequence[Scalar]) -> None:
+    """Raise what torch raises for betas outside [0, 1)."""
+    for index, beta in enumerate(betas):
+        if is_known(beta) and not 0.0 <= beta < 1.0:
+            raise ValueError(f"Invalid beta parameter at index {index}: {beta}")
