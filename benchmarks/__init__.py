@@ -1,0 +1,1 @@
+"""Speed and parity, measured as ratios within one run: `python -m benchmarks.NAME`."""
