@@ -22,12 +22,20 @@ from jaxopt_port.optimizer import Optimizer as Optimizer
 from jaxopt_port.optimizer import OptState as OptState
 from jaxopt_port.param_groups import ParamGroup as ParamGroup
 from jaxopt_port.rules.adadelta import adadelta as adadelta
+from jaxopt_port.rules.adafactor import adafactor as adafactor
 from jaxopt_port.rules.adagrad import adagrad as adagrad
 from jaxopt_port.rules.adam import adam as adam
+from jaxopt_port.rules.adamax import adamax as adamax
 from jaxopt_port.rules.adamw import adamw as adamw
+from jaxopt_port.rules.asgd import asgd as asgd
+from jaxopt_port.rules.muon import muon as muon
+from jaxopt_port.rules.nadam import nadam as nadam
+from jaxopt_port.rules.radam import radam as radam
 from jaxopt_port.rules.rmsprop import rmsprop as rmsprop
+from jaxopt_port.rules.rprop import rprop as rprop
 from jaxopt_port.rules.sgd import sgd as sgd
 
 optimizers: dict[str, Callable[..., Optimizer]] = {
-    factory.__name__: factory for factory in (adadelta, adagrad, adam, adamw, rmsprop, sgd)
+    factory.__name__: factory
+    for factory in (adadelta, adafactor, adagrad, adam, adamax, adamw, asgd, muon, nadam, radam, rmsprop, rprop, sgd)
 }

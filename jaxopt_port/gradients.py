@@ -4,12 +4,29 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.sparse import BCOO
 
 Tree = Any
 
 
-def _is_none(x: Any) -> bool:
-    return x is None
+def _is_gradient(x: Any) -> bool:
+    return x is None or isinstance(x, BCOO)
+
+
+def _zeros(g: Any) -> Any:
+    """Zeros like `g`; a sparse gradient gets no rows at all: JAX's padding, indices one past the end."""
+    if not isinstance(g, BCOO):
+        return jnp.zeros_like(g)
+    nowhere = jnp.broadcast_to(jnp.asarray(g.shape[: g.n_sparse], g.indices.dtype), g.indices.shape)
+    return BCOO((jnp.zeros_like(g.data), nowhere), shape=g.shape)
+
+
+def _sum(old: Any, new: Any) -> Any:
+    if old is None or new is None:
+        return new if old is None else old
+    if old.shape != new.shape:
+        raise ValueError(f"a gradient {list(new.shape)} cannot be added to one {list(old.shape)}")
+    return old + new
 
 
 def zero_grad(grads: Tree, set_to_none: bool = True) -> Tree:
@@ -28,7 +45,7 @@ def zero_grad(grads: Tree, set_to_none: bool = True) -> Tree:
       >>> zero_grad({"w": jnp.ones(2)}), zero_grad({"w": jnp.ones(2)}, set_to_none=False)
       ({'w': None}, {'w': Array([0., 0.], dtype=float32)})
     """
-    return jax.tree.map(lambda g: None if set_to_none else jnp.zeros_like(g), grads)
+    return jax.tree.map(lambda g: None if set_to_none else _zeros(g), grads, is_leaf=_is_gradient)
 
 
 def accumulate_grad(grads: Tree, new: Tree) -> Tree:
@@ -45,6 +62,4 @@ def accumulate_grad(grads: Tree, new: Tree) -> Tree:
       >>> accumulate_grad({"w": None, "b": jnp.ones(1)}, {"w": jnp.ones(1), "b": jnp.ones(1)})
       {'b': Array([2.], dtype=float32), 'w': Array([1.], dtype=float32)}
     """
-    return jax.tree.map(
-        lambda old, g: g if old is None else old if g is None else old + g, grads, new, is_leaf=_is_none
-    )
+    return jax.tree.map(_sum, grads, new, is_leaf=_is_gradient)

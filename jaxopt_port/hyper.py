@@ -48,7 +48,13 @@ def get_hyper(state: Any) -> list[dict[str, Any]]:
       >>> get_hyper(optim.rmsprop(lr=0.1).init({}))
       [{'alpha': 0.99, 'eps': 1e-08, 'lr': 0.1, 'weight_decay': 0.0}]
     """
-    return [jax.tree.map(float, group) for group in find_state(state).param_groups]
+    return [{name: _as_floats(x) for name, x in sorted(group.items())} for group in find_state(state).param_groups]
+
+
+def _as_floats(value: Any) -> float | tuple[float, ...]:
+    """Without the boxes that nnx.Optimizer puts around every array of its state."""
+    numbers = tuple(map(float, jax.tree.leaves(value)))
+    return numbers if isinstance(value, tuple) else numbers[0]
 
 
 def set_hyper(state: T, group: int | None = None, **values: Scalar | tuple[Scalar, ...]) -> T:
@@ -89,10 +95,11 @@ def _like(group: dict[str, Any], index: int, name: str, value: Any) -> Any:
             "Flags, and options that decide which state exists, are fixed when the optimizer is made; "
             "one that was 0 then (SGD's momentum) is made live by starting from any other value."
         )
-    old, value = group[name], tuple(value) if isinstance(value, list) else value
-    if jax.tree.structure(old) != jax.tree.structure(value):
-        raise ValueError(f"{name!r} of group {index} needs {jax.tree.structure(old).num_leaves} numbers, not {value!r}")
-    return jax.tree.map(to_float64, value)
+    structure, is_several = jax.tree.structure(group[name]), isinstance(group[name], tuple)
+    new = list(value) if isinstance(value, tuple | list) else [value]
+    if isinstance(value, tuple | list) != is_several or len(new) != structure.num_leaves or any(x is None for x in new):
+        raise ValueError(f"{name!r} of group {index} needs {structure.num_leaves} numbers, not {value!r}")
+    return structure.unflatten(map(to_float64, new))
 
 
 def restore(state: T) -> T:

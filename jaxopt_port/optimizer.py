@@ -40,13 +40,18 @@ class OptState(NamedTuple):
       steps: for each group its scalar state: `step`, the number of steps taken, float32 as torch's, and what torch
         keeps as a scalar a parameter. 0-d, or a vector with an element for each of the group's parameters once a
         None gradient has skipped some of them.
-      slots: the parameters' tree with the rule's NamedTuple at each leaf (None where the group is frozen).
+      slots: the parameters' tree with the rule's NamedTuple at each leaf (None where the group is frozen). Where
+        parameters are in boxes (nnx variables, partitioned linen), the arrays of the NamedTuple are in such boxes.
       param_groups: for each group its live hyper-parameters, 0-d float64 arrays by torch's names.
     """
 
     steps: tuple[dict[str, jax.Array], ...]
     slots: Tree
     param_groups: tuple[dict[str, Any], ...]
+
+
+def _takes_all(p: jax.Array) -> None:
+    pass
 
 
 class Rule(NamedTuple):
@@ -58,11 +63,13 @@ class Rule(NamedTuple):
         the group's options as attributes, `s` is a dict of the scalar state beside `step`. All may be vectors with an
         element a parameter, so it is elementwise. What it returns in `c`, a dict, `update` gets.
       update: `(p, g, slot, c) -> (p, slot)`, torch's tensor arithmetic. `c` has the group's static options and the
-        scalars as attributes, these rounded to the array's dtype as torch rounds a number that meets a tensor.
+        scalars as attributes, these rounded to the array's dtype as torch rounds a number that meets a tensor, and
+        `dtype`, the parameter's own (16-bit parameters are computed in float32).
       check: raises torch's errors for bad options, given as a dict.
       live: the options that live in the state as float64 and can change at any step.
       structural: those of `live` that decide which slots exist: fixed where falsy, live otherwise.
       scalar_state: the scalar state beside `step` and its first values.
+      check_param: raises torch's errors for a parameter that the optimizer cannot take.
       float64_update: `update` computes scalars itself, from tensors or shapes: it gets them as float64.
     """
 
@@ -73,6 +80,7 @@ class Rule(NamedTuple):
     live: tuple[str, ...]
     structural: tuple[str, ...] = ()
     scalar_state: Mapping[str, Any] = {}
+    check_param: Callable[[jax.Array], None] = _takes_all
     float64_update: bool = False
 
 
@@ -117,7 +125,7 @@ class Optimizer(optax.GradientTransformationExtraArgs):
         Returns:
           `(loss, params, state)`, or `((loss, aux), params, state)`; the loss is that of the parameters given.
         """
-        loss, grads = jax.value_and_grad(closure, has_aux=has_aux)(params, *args)
+        loss, grads = jax.value_and_grad(closure, has_aux=has_aux, allow_int=True)(params, *args)
         grads = jax.tree.map(lambda g: g.conj() if jnp.iscomplexobj(g) else g, grads)
         params, state = self.step(grads, state, params)
         return loss, params, state
@@ -147,9 +155,9 @@ class _Lifted:
 
     def __init__(self, rule: Rule, options: Mapping[str, Any], param_groups: Sequence[ParamGroup]):
         self.rule = rule
-        self.groups = tuple(param_groups)
+        self.groups = groups_.check_groups(param_groups)
         self.frozen = [False, *(group.frozen for group in self.groups)]
-        self.options = [dict(options), *(_merge(options, group) for group in self.groups)]
+        self.options = [_hashable(each) for each in (options, *(_merge(options, group) for group in self.groups))]
         for each in self.options:
             rule.check(each)
         self.live = [
@@ -163,15 +171,16 @@ class _Lifted:
 
     def init(self, params: Tree) -> OptState:
         members = groups_.assign(self.groups, params)
-        leaves, treedef = jax.tree.flatten(params)
+        leaves = jax.tree.leaves(params)
+        boxes, treedef = jax.tree.flatten(params, is_leaf=groups_.is_box)
         return OptState(
             steps=tuple(
                 {name: jnp.asarray(first) for name, first in {"step": np.float32(0), **self.rule.scalar_state}.items()}
                 for _ in self.options
             ),
             slots=treedef.unflatten(
-                None if self.frozen[group] else self._init_leaf(params, index, leaf, group)
-                for index, (leaf, group) in enumerate(zip(leaves, members, strict=True))
+                None if self.frozen[group] else groups_.box_like(box, self._init_leaf(params, index, leaf, group))
+                for index, (box, leaf, group) in enumerate(zip(boxes, leaves, members, strict=True))
             ),
             param_groups=tuple(
                 {name: jax.tree.map(to_float64, each[name]) for name in live}
@@ -186,6 +195,11 @@ class _Lifted:
                 f"parameter {groups_.leaf_paths(params)[index]!r} is {p.dtype}: only floating point and complex "
                 "parameters can be optimized. Leave it out, or put it in a ParamGroup with frozen=True."
             )
+        try:
+            self.rule.check_param(p)
+        except (ValueError, RuntimeError) as error:
+            error.add_note(f"The parameter is {groups_.leaf_paths(params)[index]!r}.")
+            raise
         return _as_complex(p, self.rule.init(_as_real(p), SimpleNamespace(**self.options[group])))
 
     def step(self, grads: Tree, state: OptState, params: Tree) -> tuple[Tree, OptState]:
@@ -205,9 +219,12 @@ class _Lifted:
 
     def _step(self, grads: Tree, state: OptState, params: Tree) -> tuple[list[jax.Array | None], OptState]:
         """The new value of each leaf, None where it does not step, and the new state."""
+        self._check_state(state)
         leaves, treedef = jax.tree.flatten(params)
-        slots = _flatten_like(treedef, state.slots, "the optimizer state")
-        grad_leaves = _flatten_like(treedef, grads, "the gradients")
+        slots_treedef = jax.tree.structure(params, is_leaf=groups_.is_box)
+        boxed = _flatten_like(slots_treedef, state.slots, "the optimizer state")
+        slots = [groups_.unbox(slot) for slot in boxed]
+        leaves, grad_leaves = map(_arrays, (leaves, _flatten_like(treedef, grads, "the gradients")))
         members = groups_.assign(self.groups, params)
         _check_grads(params, leaves, grad_leaves)
         new: list[jax.Array | None] = [None] * len(leaves)
@@ -228,7 +245,20 @@ class _Lifted:
                     new[i], slots[i] = _step_leaf(
                         (self.rule.update, static), leaves[i], grad_leaves[i], slots[i], scalars
                     )
-        return new, OptState(tuple(steps), treedef.unflatten(slots), state.param_groups)
+        slots = [
+            jax.tree.structure(old).unflatten(jax.tree.leaves(slot)) for old, slot in zip(boxed, slots, strict=True)
+        ]
+        return new, OptState(tuple(steps), slots_treedef.unflatten(slots), state.param_groups)
+
+    def _check_state(self, state: Any) -> None:
+        if not isinstance(state, OptState):
+            raise TypeError(f"expected the OptState that init returned, got a {type(state).__name__}")
+        has, needs = [sorted(live) for live in state.param_groups], [sorted(live) for live in self.live]
+        if has != needs:
+            raise ValueError(
+                f"the state is another optimizer's: its parameter groups have the live hyper-parameters {has}, "
+                f"this optimizer's {needs}"
+            )
 
     def _scalars(
         self, h: SimpleNamespace, old: dict[str, jax.Array], moves: np.ndarray
@@ -251,13 +281,19 @@ def _step_leaf(
 ) -> tuple[jax.Array, Any]:
     """One leaf's step. An inner jit, so that leaves of the same shape are traced and lowered once."""
     update, options = static
-    c_ = SimpleNamespace(**{**dict(options), **c})
+    c_ = SimpleNamespace(**{**dict(options), **c}, dtype=p.dtype)
     if getattr(c_, "maximize", False):
         g = jax.tree.map(jnp.negative, g)
     wide = _compute_dtype(p.dtype)
     p_, slot_ = update(*(_as_real(x, wide) for x in (p, g, slot)), c_)
-    slot = jax.tree.map(lambda new, old: new.astype(old.dtype), _as_complex(p, slot_), slot)
+    slot = jax.tree.map(_cast_like, _as_complex(p, slot_), slot)
     return _as_complex(p, p_).astype(p.dtype), slot
+
+
+def _cast_like(new: jax.Array, old: jax.Array) -> jax.Array:
+    if new.shape != old.shape:
+        raise ValueError(f"the state of a parameter has an array {list(old.shape)} that should be {list(new.shape)}")
+    return new.astype(old.dtype)
 
 
 def _compute_dtype(dtype: Any) -> Any:
@@ -301,6 +337,15 @@ def _merge(options: Mapping[str, Any], group: ParamGroup) -> dict[str, Any]:
     if unknown:
         raise ValueError(f"{group} has unknown options: {', '.join(unknown)}. Known are: {', '.join(options)}")
     return {**options, **group.options}
+
+
+def _hashable(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+
+
+def _arrays(leaves: list[Any]) -> list[Any]:
+    """Python numbers as arrays, as they are under jit."""
+    return [jnp.asarray(x) if isinstance(x, int | float | complex) else x for x in leaves]
 
 
 def _flatten_like(treedef: Any, tree: Tree, what: str) -> list[Any]:

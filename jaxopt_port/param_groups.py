@@ -1,4 +1,4 @@
-"""Parameter groups: which leaf steps with which options. The only file that knows paths.
+"""Parameter groups: which leaf steps with which options. The only file that knows paths and boxes.
 
 Group 0 is the default group, empty or not. Then come the `ParamGroup`s in order; a leaf belongs to the first that
 matches it.
@@ -56,20 +56,32 @@ class ParamGroup:
 def leaf_paths(tree: Any) -> list[str]:
     """The `/`-joined path of every leaf, the same for a plain tree and for boxes around its leaves.
 
-    nnx variables and partitioned linen parameters are boxes with one array in an attribute: its name is dropped.
+    nnx variables and partitioned linen parameters are boxes that hold a value in an attribute: its name is dropped.
 
     Example:
       >>> leaf_paths({"dense": {"bias": 1, "kernel": 2}, "scale": [3]})
       ['dense/bias', 'dense/kernel', 'scale/0']
     """
-    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return ["/".join(map(_key, _without_box(path))) for path, _ in paths]
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_box)
+    return ["/".join(map(_key, path)) for path, _ in paths]
 
 
-def _without_box(path: tuple[Any, ...]) -> tuple[Any, ...]:
-    while len(path) > 1 and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name in ("value", "raw_value"):
-        path = path[:-1]
-    return path
+def is_box(x: Any) -> bool:
+    """Whether `x` is an nnx variable or a flax.core.meta.AxisMetadata (nn.Partitioned, ...) around one array."""
+    return (hasattr(type(x), "get_raw_value") or hasattr(type(x), "unbox")) and len(jax.tree.leaves(x)) == 1
+
+
+def unbox(tree: Any) -> Any:
+    """The tree without the boxes in it."""
+    return jax.tree.map(lambda x: jax.tree.leaves(x)[0] if is_box(x) else x, tree, is_leaf=is_box)
+
+
+def box_like(box: Any, slot: Any) -> Any:
+    """The slot of a parameter, with a box as the parameter's around every array of its shape."""
+    if not is_box(box):
+        return slot
+    (p,), treedef = jax.tree.flatten(box)
+    return jax.tree.map(lambda x: treedef.unflatten([x]) if x.shape == p.shape else x, slot)
 
 
 def _key(entry: Any) -> str:
@@ -77,6 +89,20 @@ def _key(entry: Any) -> str:
         if hasattr(entry, attribute):
             return str(getattr(entry, attribute))
     return str(entry)
+
+
+def check_groups(param_groups: Any) -> tuple[ParamGroup, ...]:
+    """The groups as a tuple.
+
+    Raises:
+      TypeError: it is not a sequence of `ParamGroup`s.
+    """
+    if isinstance(param_groups, Sequence) and all(isinstance(group, ParamGroup) for group in param_groups):
+        return tuple(param_groups)
+    raise TypeError(
+        f"param_groups must be a list of ParamGroups, not {param_groups!r}: write [ParamGroup(which, lr=...)], where "
+        "`which` tells the parameters by their paths"
+    )
 
 
 def assign(groups: Sequence[ParamGroup], params: Any) -> list[int]:

@@ -38,10 +38,30 @@ def is_on(value: Scalar) -> bool:
     return not is_known(value) or bool(value != 0)
 
 
-def check_lr(lr: Scalar) -> None:
-    """Raise what torch raises for a learning rate that is not one number of at least 0."""
+def python_max(first: Scalar, second: Scalar) -> jax.Array:
+    """Python's `max(first, second)`, elementwise: the first where the second is NaN."""
+    return jnp.where(second > first, second, first)
+
+
+def python_min(first: Scalar, second: Scalar) -> jax.Array:
+    """Python's `min(first, second)`, elementwise: the first where the second is NaN."""
+    return jnp.where(second < first, second, first)
+
+
+def check_one_element(lr: Scalar) -> None:
+    """Raise what torch raises for a learning rate that is not one number."""
+    if not isinstance(lr, int | float | np.ndarray | np.generic | jax.Array):
+        raise TypeError(
+            f"lr must be a number, not a {type(lr).__name__}: the parameters go to init, as in "
+            "optimizer.init(params), and a new learning rate to set_hyper(state, lr=...)"
+        )
     if np.size(lr) != 1:
         raise ValueError("Tensor lr must be 1-element")
+
+
+def check_lr(lr: Scalar) -> None:
+    """Raise what torch raises for a learning rate that is not one number of at least 0."""
+    check_one_element(lr)
     check_at_least_0("learning rate", lr)
 
 
@@ -51,8 +71,16 @@ def check_at_least_0(what: str, value: Scalar) -> None:
         raise ValueError(f"Invalid {what}: {value}")
 
 
+def check_should_be(what: str, value: Scalar, at_least: float) -> None:
+    """The same in the words of torch's newer optimizers: `{what} should be >= {at_least} but is: {value}`."""
+    if is_known(value) and not value >= at_least:
+        raise ValueError(f"{what} should be >= {at_least:g} but is: {value}")
+
+
 def check_betas(betas: Sequence[Scalar]) -> None:
-    """Raise what torch raises for betas outside [0, 1)."""
+    """Raise what torch raises for betas outside [0, 1), and at once where they are not two."""
+    if len(betas) != 2:
+        raise ValueError(f"Invalid betas: {betas}, two numbers are needed")
     for index, beta in enumerate(betas):
         if is_known(beta) and not 0.0 <= beta < 1.0:
             raise ValueError(f"Invalid beta parameter at index {index}: {beta}")

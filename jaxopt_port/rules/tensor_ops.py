@@ -11,10 +11,20 @@ def add_weight_decay(g: jax.Array, p: jax.Array, weight_decay: jax.Array) -> jax
 
 def lerp(start: jax.Array, end: jax.Array, weight: jax.Array) -> jax.Array:
     """`start + weight * (end - start)`, from the nearer end: torch changes the form at weight 0.5."""
-    near_start = weight < 0.5
+    near_start = jnp.abs(weight) < 0.5
     return jnp.where(near_start, start, end) + jnp.where(near_start, weight, weight - 1) * (end - start)
 
 
 def moving_square(average: jax.Array, g: jax.Array, decay: jax.Array, weight: jax.Array) -> jax.Array:
     """`decay * average + weight * g * g`, in the order of torch's `mul_(decay).addcmul_(g, g, value=weight)`."""
     return average * decay + (weight * g) * g
+
+
+def norm(x: jax.Array, axis: int | None = None) -> jax.Array:
+    """The 2-norm of the whole array, or along an axis that stays with length 1."""
+    return jnp.sqrt(jnp.sum(x * x, axis, keepdims=axis is not None))
+
+
+def sign(x: jax.Array) -> jax.Array:
+    """torch's sign: 0 for NaN and for -0.0, where `jnp.sign` gives back NaN and -0.0."""
+    return (x > 0).astype(x.dtype) - (x < 0).astype(x.dtype)

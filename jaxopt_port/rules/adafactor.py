@@ -1,0 +1,159 @@
+r"""Adafactor: second moments of a matrix kept as one row and one column."""
+
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_port.optimizer import Optimizer, Rule, lift
+from jaxopt_port.param_groups import ParamGroup
+from jaxopt_port.rules.tensor_ops import lerp, norm
+from jaxopt_port.scalars import Scalar, check_one_element, check_should_be, float64, is_known, python_max, python_min
+
+
+class AdafactorState(NamedTuple):
+    row_var: jax.Array | None  # of arrays with two or more axes
+    col_var: jax.Array | None
+    variance: jax.Array | None  # of vectors and scalars
+
+
+def init(p: jax.Array, o: SimpleNamespace) -> AdafactorState:
+    if p.ndim < 2:
+        return AdafactorState(None, None, jnp.zeros_like(p))
+    *batch, rows, columns = p.shape
+    return AdafactorState(jnp.zeros((*batch, rows, 1), p.dtype), jnp.zeros((*batch, 1, columns), p.dtype), None)
+
+
+def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
+    eps1, eps2 = h.eps
+    c = {
+        "weight": step**h.beta2_decay,
+        "rho": python_min(h.lr, 1 / step**0.5),
+        "decay": 1 - h.lr * h.weight_decay,
+        "d": h.d,
+        "eps2": eps2,
+    }
+    return (c if eps1 is None else {**c, "eps1": eps1}), s
+
+
+def update(p: jax.Array, g: jax.Array, s: AdafactorState, c: SimpleNamespace) -> tuple[jax.Array, AdafactorState]:
+    with float64():
+        eps1 = getattr(c, "eps1", np.float64(jnp.finfo(c.dtype).eps))
+        alpha = python_max(c.eps2, norm(p).astype(jnp.float64) / p.size**0.5) * c.rho
+        least, least_square, weight, decay = (x.astype(p.dtype) for x in (eps1, eps1 * eps1, c.weight, c.decay))
+    if s.variance is not None:
+        variance = lerp(s.variance, g * g, weight)
+        s = AdafactorState(None, None, variance)
+    else:
+        assert s.row_var is not None and s.col_var is not None
+        row_var = lerp(s.row_var, jnp.square(norm(g, -1)) / g.shape[-1], weight)
+        col_var = lerp(s.col_var, jnp.square(norm(g, -2)) / g.shape[-2], weight)
+        variance = row_var * col_var / jnp.maximum(jnp.mean(row_var, -2, keepdims=True), least)
+        s = AdafactorState(row_var, col_var, None)
+    direction = 1 / jnp.sqrt(jnp.maximum(variance, least_square)) * g
+    with float64():
+        clip = python_max(1.0, norm(direction).astype(jnp.float64) / (p.size**0.5 * c.d))
+        neg_step_size = (-alpha / clip).astype(p.dtype)
+    return p * decay + neg_step_size * direction, s
+
+
+def check(o: Mapping[str, Any]) -> None:
+    check_one_element(o["lr"])
+    check_should_be("Learning rate", o["lr"], at_least=0)
+    if is_known(o["beta2_decay"]) and not o["beta2_decay"] <= 0.0:
+        raise ValueError(f"beta2_decay should be <= 0 but is: {o['beta2_decay']}")
+    eps1, eps2 = o["eps"]
+    if eps1 is not None:
+        check_should_be("epsilon1", eps1, at_least=0)
+    check_should_be("epsilon2", eps2, at_least=0)
+    check_should_be("Clipping threshold d", o["d"], at_least=1)
+    check_should_be("weight_decay", o["weight_decay"], at_least=0)
+
+
+def check_param(p: jax.Array) -> None:
+    if jnp.iscomplexobj(p):
+        raise RuntimeError("Adafactor does not support complex parameters")
+
+
+ADAFACTOR = Rule(
+    init,
+    scalars,
+    update,
+    check,
+    live=("lr", "beta2_decay", "eps", "d", "weight_decay"),
+    check_param=check_param,
+    float64_update=True,
+)
+
+
+def adafactor(
+    lr: Scalar = 1e-2,
+    beta2_decay: Scalar = -0.8,
+    eps: tuple[Scalar | None, Scalar] = (None, 1e-3),
+    d: Scalar = 1.0,
+    weight_decay: Scalar = 0.0,
+    *,
+    maximize: bool = False,
+    param_groups: Sequence[ParamGroup] = (),
+) -> Optimizer:
+    r"""Adafactor: torch.optim.Adafactor.
+
+    .. math::
+      w_t &= t^\tau, \quad \alpha_t = \max(\epsilon_2, \operatorname{RMS}(\theta_{t-1})) \min(\gamma, 1 / \sqrt t) \\
+      R_t &= (1 - w_t) R_{t-1} + w_t \, \text{mean of } g_t^2 \text{ along the last axis} \\
+      C_t &= (1 - w_t) C_{t-1} + w_t \, \text{mean of } g_t^2 \text{ along the last axis but one} \\
+      v_t &= R_t C_t / \max(\operatorname{mean}(R_t), \epsilon_1) \\
+      u_t &= g_t / \sqrt{\max(v_t, \epsilon_1^2)} \\
+      \theta_t &= (1 - \gamma \lambda) \theta_{t-1}
+                  - \frac{\alpha_t}{\max(1, \operatorname{RMS}(u_t) / d)} u_t
+
+    Vectors and scalars keep their whole second moment, :math:`v_t = (1 - w_t) v_{t-1} + w_t g_t^2`. Arrays with more
+    than two axes are factored over the last two: a Flax kernel `[height, width, in, out]` over in and out, where torch
+    factors `[out, in, height, width]` over the window.
+
+    The root mean square of the parameter is taken before its decay, and the decay uses `lr` itself. One that is NaN
+    counts as 0, and that of :math:`u_t` as 1, as Python's `max` has it. With `eps[0]=None` each parameter uses the
+    machine epsilon of its own dtype; torch 2.13 uses that of a group's first parameter for all of them.
+
+    Args:
+      lr: :math:`\gamma`, upper bound of the relative step; live.
+      beta2_decay: :math:`\tau`, at most 0, how fast the averages lengthen; live.
+      eps: :math:`\epsilon_1, \epsilon_2`, the least divisor and the least size of a parameter; live, but a None is fixed.
+      d: :math:`d`, clips the root mean square of the step, at least 1; live.
+      weight_decay: :math:`\lambda`, decoupled; live.
+      maximize: ascend; static.
+      param_groups: parameters with options of their own.
+
+    Returns:
+      An `Optimizer`.
+
+    Raises:
+      ValueError: an option out of range, in torch's words.
+      RuntimeError: a complex parameter (`init`).
+
+    Example:
+      >>> import jax.numpy as jnp, jaxopt_port as optim
+      >>> optimizer = optim.adafactor(lr=0.1)
+      >>> params = jnp.ones((2, 3))
+      >>> params, state = optimizer.step(jnp.full((2, 3), 5.0), optimizer.init(params), params)
+      >>> params[0], state.slots.row_var.shape, state.slots.col_var.shape
+      (Array([0.9, 0.9, 0.9], dtype=float32), (2, 1), (1, 3))
+
+    Source: torch/optim/_adafactor.py; Shazeer and Stern, Adafactor: Adaptive Learning Rates with Sublinear Memory
+    Cost, 2018.
+    """
+    return lift(
+        ADAFACTOR,
+        {
+            "lr": lr,
+            "beta2_decay": beta2_decay,
+            "eps": eps,
+            "d": d,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+        },
+        param_groups,
+    )

@@ -1,0 +1,99 @@
+r"""Adamax: Adam with the infinity norm."""
+
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_port.optimizer import Optimizer, Rule, lift
+from jaxopt_port.param_groups import ParamGroup
+from jaxopt_port.rules.tensor_ops import add_weight_decay, lerp
+from jaxopt_port.scalars import Scalar, check_at_least_0, check_betas, check_lr
+
+
+class AdamaxState(NamedTuple):
+    exp_avg: jax.Array
+    exp_inf: jax.Array
+
+
+def init(p: jax.Array, o: SimpleNamespace) -> AdamaxState:
+    return AdamaxState(jnp.zeros_like(p), jnp.zeros_like(p))
+
+
+def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
+    beta1, beta2 = h.betas
+    c = {
+        "neg_clr": -(h.lr / (1 - beta1**step)),
+        "weight1": 1 - beta1,
+        "beta2": beta2,
+        "eps": h.eps,
+        "weight_decay": h.weight_decay,
+    }
+    return c, s
+
+
+def update(p: jax.Array, g: jax.Array, s: AdamaxState, c: SimpleNamespace) -> tuple[jax.Array, AdamaxState]:
+    g = add_weight_decay(g, p, c.weight_decay)
+    exp_avg = lerp(s.exp_avg, g, c.weight1)
+    exp_inf = jnp.maximum(s.exp_inf * c.beta2, jnp.abs(g) + c.eps)
+    return p + c.neg_clr * exp_avg / exp_inf, AdamaxState(exp_avg, exp_inf)
+
+
+def check(o: Mapping[str, Any]) -> None:
+    check_lr(o["lr"])
+    check_at_least_0("epsilon value", o["eps"])
+    check_betas(o["betas"])
+    check_at_least_0("weight_decay value", o["weight_decay"])
+
+
+ADAMAX = Rule(init, scalars, update, check, live=("lr", "betas", "eps", "weight_decay"))
+
+
+def adamax(
+    lr: Scalar = 2e-3,
+    betas: tuple[Scalar, Scalar] = (0.9, 0.999),
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    *,
+    maximize: bool = False,
+    param_groups: Sequence[ParamGroup] = (),
+) -> Optimizer:
+    r"""Adamax: torch.optim.Adamax.
+
+    .. math::
+      g_t &= \nabla f(\theta_{t-1}) + \lambda \theta_{t-1} \\
+      m_t &= \beta_1 m_{t-1} + (1 - \beta_1) g_t \\
+      u_t &= \max(\beta_2 u_{t-1}, |g_t| + \epsilon) \\
+      \theta_t &= \theta_{t-1} - \frac{\gamma}{1 - \beta_1^t} \frac{m_t}{u_t}
+
+    :math:`\epsilon` stands inside the maximum, not in the denominator, and :math:`u_t` has no bias correction. A
+    gradient that has always been 0 with `eps=0` makes the step NaN, as in torch.
+
+    Args:
+      lr: :math:`\gamma`, learning rate; live.
+      betas: :math:`\beta_1, \beta_2`, decay of the moment and of the norm, in [0, 1); live.
+      eps: :math:`\epsilon`, added to the gradient's absolute value; live.
+      weight_decay: :math:`\lambda`, L2 penalty; live.
+      maximize: ascend; static.
+      param_groups: parameters with options of their own.
+
+    Returns:
+      An `Optimizer`.
+
+    Raises:
+      ValueError: an option out of range, in torch's words.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxopt_port as optim
+      >>> optimizer = optim.adamax(lr=0.1)
+      >>> params = jnp.array([3.0, -2.0])
+      >>> params, state = optimizer.step(jnp.array([6.0, -4.0]), optimizer.init(params), params)
+      >>> params
+      Array([ 2.9, -1.9], dtype=float32)
+
+    Source: torch/optim/adamax.py; Kingma and Ba, Adam: A Method for Stochastic Optimization, 2015, section 7.1.
+    """
+    options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
+    return lift(ADAMAX, options, param_groups)

@@ -1,0 +1,194 @@
+r"""Muon: momentum, made orthogonal by Newton-Schulz iterations."""
+
+import math
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_port.optimizer import Optimizer, Rule, lift
+from jaxopt_port.param_groups import ParamGroup
+from jaxopt_port.rules.tensor_ops import lerp, norm
+from jaxopt_port.scalars import Scalar, check_one_element, check_should_be, float64
+
+
+class MuonState(NamedTuple):
+    momentum_buffer: jax.Array
+
+
+def init(p: jax.Array, o: SimpleNamespace) -> MuonState:
+    return MuonState(jnp.zeros_like(p))
+
+
+def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
+    a, b, c = h.ns_coefficients
+    return {
+        "lr": h.lr,
+        "decay": 1 - h.lr * h.weight_decay,
+        "momentum": h.momentum,
+        "weight": 1 - h.momentum,
+        "a": a,
+        "b": b,
+        "c": c,
+        "eps": h.eps,
+    }, s
+
+
+def update(p: jax.Array, g: jax.Array, s: MuonState, c: SimpleNamespace) -> tuple[jax.Array, MuonState]:
+    with float64():
+        neg_lr = (-(c.lr * _lr_ratio(c.adjust_lr_fn, *p.shape))).astype(p.dtype)
+        momentum, weight, decay = (x.astype(p.dtype) for x in (c.momentum, c.weight, c.decay))
+    buffer = lerp(s.momentum_buffer, g, weight)
+    direction = lerp(g, buffer, momentum) if c.nesterov else buffer
+    direction = orthogonal(direction, c.ns_steps, *(x.astype(jnp.float32) for x in (c.a, c.b, c.c, c.eps)))
+    return p * decay + neg_lr * direction.astype(p.dtype), MuonState(buffer)
+
+
+def orthogonal(x: jax.Array, steps: int, a: jax.Array, b: jax.Array, c: jax.Array, eps: jax.Array) -> jax.Array:
+    """Newton-Schulz: the singular values of `x` brought near 1. In bfloat16, with torch's roundings."""
+    tall = x.shape[0] > x.shape[1]
+    y = _bfloat16(x.T if tall else x)
+    size = _bfloat16(norm(y))
+    y = _bfloat16(y / jnp.maximum(size, _bfloat16(eps)))
+    for _ in range(steps):
+        gram = _bfloat16(_product(y, y.T))
+        polynomial = _bfloat16(b * gram + c * _product(gram, gram))
+        y = _bfloat16(a * y + _product(polynomial, y))
+    return y.T if tall else y
+
+
+def _bfloat16(x: jax.Array) -> jax.Array:
+    """Round to bfloat16's values. The float32 form is kept: XLA may drop a cast there and back, but never this."""
+    return jax.lax.reduce_precision(x.astype(jnp.float32), exponent_bits=8, mantissa_bits=7)
+
+
+def _product(x: jax.Array, y: jax.Array) -> jax.Array:
+    """A bfloat16 product, accumulated in float32."""
+    return jnp.matmul(x.astype(jnp.bfloat16), y.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
+
+
+def _lr_ratio(adjust_lr_fn: str | None, rows: int, columns: int) -> float:
+    if adjust_lr_fn == "match_rms_adamw":
+        return 0.2 * math.sqrt(max(rows, columns))
+    return math.sqrt(max(1, rows / columns))
+
+
+def check(o: Mapping[str, Any]) -> None:
+    check_one_element(o["lr"])
+    check_should_be("Learning rate", o["lr"], at_least=0)
+    check_should_be("momentum", o["momentum"], at_least=0)
+    check_should_be("weight decay", o["weight_decay"], at_least=0)
+    if o["adjust_lr_fn"] not in (None, "original", "match_rms_adamw"):
+        raise ValueError(f"Adjust learning rate function {o['adjust_lr_fn']} is not supported")
+    if o["ns_steps"] >= 100:
+        raise ValueError("Number of steps must be less than 100 for computational efficiency")
+    if len(o["ns_coefficients"]) != 3:
+        raise ValueError("Coefficients must be a tuple of exactly 3 values")
+
+
+def check_param(p: jax.Array) -> None:
+    if p.ndim != 2:
+        raise ValueError(
+            f"Muon only supports 2D parameters whereas we found a parameter with size: {list(p.shape)}. "
+            "Give it to adamw with optax.partition (jaxopt_port.muon's docstring shows how), or reshape a kernel to a "
+            "matrix."
+        )
+    if jnp.iscomplexobj(p):
+        raise RuntimeError("Muon does not support complex parameters")
+
+
+MUON = Rule(
+    init,
+    scalars,
+    update,
+    check,
+    live=("lr", "weight_decay", "momentum", "ns_coefficients", "eps"),
+    check_param=check_param,
+    float64_update=True,
+)
+
+
+def muon(
+    lr: Scalar = 1e-3,
+    weight_decay: Scalar = 0.1,
+    momentum: Scalar = 0.95,
+    nesterov: bool = True,
+    ns_coefficients: tuple[Scalar, Scalar, Scalar] = (3.4445, -4.7750, 2.0315),
+    eps: Scalar = 1e-7,
+    ns_steps: int = 5,
+    adjust_lr_fn: str | None = None,
+    *,
+    param_groups: Sequence[ParamGroup] = (),
+) -> Optimizer:
+    r"""Muon: torch.optim.Muon, for the matrices of a network's hidden layers.
+
+    .. math::
+      B_t &= \mu B_{t-1} + (1 - \mu) g_t \\
+      Y_0 &= \tilde B_t / \max(\|\tilde B_t\|, \epsilon), \quad
+      \tilde B_t = (1 - \mu) g_t + \mu B_t \text{ if nesterov else } B_t \\
+      Y_k &= a Y_{k-1} + (b A + c A^2) Y_{k-1}, \quad A = Y_{k-1} Y_{k-1}^\top, \quad k = 1 \dots K \\
+      \theta_t &= (1 - \gamma \lambda) \theta_{t-1} - \gamma \rho \, Y_K
+
+    with :math:`\rho = \sqrt{\max(1, \text{rows} / \text{columns})}`, or
+    :math:`0.2 \sqrt{\max(\text{rows}, \text{columns})}` with `adjust_lr_fn="match_rms_adamw"`. The decay uses the
+    learning rate without :math:`\rho`. The moment is an average, :math:`(1 - \mu) g_t`, unlike the sum in the formula
+    of torch's documentation. The iterations :math:`Y` are done in bfloat16, whatever the parameter's dtype. There is no
+    `maximize`.
+
+    rows and columns are those of the array. torch's weights are [out, in], Flax's kernels [in, out], so the default
+    :math:`\rho` of the same layer differs: torch has :math:`\sqrt{\max(1, \text{out} / \text{in})}`, a Flax kernel gets
+    :math:`\sqrt{\max(1, \text{in} / \text{out})}`. "match_rms_adamw" is the same for both; for torch's default step
+    give the kernel's group `lr` times :math:`\sqrt{\max(1, \text{out} / \text{in}) / \max(1, \text{in} / \text{out})}`
+    and `weight_decay` divided by it. Nothing else depends on the layout.
+
+    Args:
+      lr: :math:`\gamma`, learning rate; live.
+      weight_decay: :math:`\lambda`, decoupled; live.
+      momentum: :math:`\mu`; live.
+      nesterov: look ahead along the moment; static.
+      ns_coefficients: :math:`a, b, c` of the iteration's polynomial; live.
+      eps: :math:`\epsilon`, least norm divided by; live.
+      ns_steps: :math:`K`, fewer than 100; static.
+      adjust_lr_fn: "original" (None is the same) or "match_rms_adamw", how the step depends on the shape; static.
+      param_groups: parameters with options of their own.
+
+    Returns:
+      An `Optimizer`.
+
+    Raises:
+      ValueError: an option out of range, in torch's words; a parameter that is not a matrix (`init`).
+      RuntimeError: a complex parameter (`init`).
+
+    Example:
+      Muon for the matrices, AdamW for the rest (and, as its authors advise, for embeddings and the last layer):
+
+      >>> import jax, jax.numpy as jnp, optax, jaxopt_port as optim
+      >>> params = {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
+      >>> optimizer = optax.partition(
+      ...     {"muon": optim.muon(lr=0.02), "adamw": optim.adamw(lr=3e-4)},
+      ...     jax.tree.map(lambda p: "muon" if p.ndim == 2 else "adamw", params),
+      ... )
+      >>> state = optimizer.init(params)
+      >>> grads = jax.grad(lambda p: ((p["dense"]["kernel"].sum(0) + p["dense"]["bias"]) ** 2).sum())(params)
+      >>> updates, state = optimizer.update(grads, state, params)
+      >>> params = optax.apply_updates(params, updates)
+
+    Source: torch/optim/_muon.py; Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024; Liu et
+    al., Muon is Scalable for LLM Training, 2025 ("match_rms_adamw").
+    """
+    return lift(
+        MUON,
+        {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "ns_coefficients": ns_coefficients,
+            "eps": eps,
+            "ns_steps": ns_steps,
+            "adjust_lr_fn": adjust_lr_fn,
+        },
+        param_groups,
+    )

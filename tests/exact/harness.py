@@ -1,0 +1,164 @@
+"""Runs one case here and in torch, and counts the bits in which they differ."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.sparse import BCOO
+
+import jaxopt_port
+from tests import oracle
+from tests.exact.cases import Case, gradients, parameters
+
+
+class Result(NamedTuple):
+    """How a case came out.
+
+    Args:
+      case: what was run.
+      bits: differing bits, over every step, parameter and state array.
+      values: how many numbers were compared.
+      distance: the largest |ours - torch's| of a parameter after the last step, in eps of the parameter's largest.
+      first: the first difference, with what reproduces it; empty where there is none.
+    """
+
+    case: Case
+    bits: int
+    values: int
+    distance: float
+    first: str
+
+
+class Ours:
+    """One of our optimizers with the same interface as `oracle.Torch`."""
+
+    def __init__(self, case: Case, params: list[np.ndarray], groups: list[list[int]], sparse: bool):
+        second = {} if case.second is None else oracle.options(case.second)
+        self.groups, self.sparse = groups, sparse
+        others = [jaxopt_port.ParamGroup([f"p{i}" for i in inside], **second) for inside in groups[1:]]
+        given = oracle.options(case.kwargs)
+        self.optimizer = jaxopt_port.optimizers[case.optimizer](**given, param_groups=others)
+        self.params: dict[str, Any] = {f"p{i}": jnp.asarray(p) for i, p in enumerate(params)}
+        self.state = self.optimizer.init(self.params)
+        self._step = _compiled(case.optimizer, self.optimizer, self.state, [given, second])
+
+    def set(self, values: Mapping[str, Any]) -> None:
+        if values:
+            self.state = jaxopt_port.set_hyper(self.state, **values)
+
+    def step(self, grads: list[np.ndarray | None]) -> None:
+        tree = {f"p{i}": None if g is None else self._grad(g) for i, g in enumerate(grads)}
+        self.params, self.state = self._step(tree, self.state, self.params)
+        self._read = jax.tree.map(np.asarray, (self.params, self.state.slots, self.state.steps))
+
+    def _grad(self, g: np.ndarray) -> Any:
+        return BCOO.fromdense(jnp.asarray(g), nse=g.shape[0], n_dense=g.ndim - 1) if self.sparse else jnp.asarray(g)
+
+    def value(self, index: int, name: str) -> np.ndarray | None:
+        """A parameter, under the name "", or its state by torch's name; None where there is none."""
+        params, slots, steps = self._read
+        if not name:
+            return params[f"p{index}"]
+        found = getattr(slots[f"p{index}"], name, None)
+        if found is not None:
+            return found
+        group = next(at for at, inside in enumerate(self.groups) if index in inside)
+        found = steps[group].get(name)
+        return np.asarray(found[self.groups[group].index(index)]) if np.ndim(found) else found
+
+
+_STEPS: dict[Any, Callable[..., Any]] = {}
+
+
+def _compiled(name: str, optimizer: Any, state: Any, given: list[dict[str, Any]]) -> Callable[..., Any]:
+    """`jit(optimizer.step)`, one for all configurations that differ in live hyper-parameters alone.
+
+    Those are in the state, so the program is the same; that spares two thirds of the compilations, and a number that
+    was compiled in by mistake shows as a difference.
+    """
+    static = [
+        (tuple(live), tuple((k, v) for k, v in sorted(options.items()) if k not in live))
+        for live, options in zip(state.param_groups, given, strict=False)
+    ]
+    return _STEPS.setdefault((name, *static), jax.jit(optimizer.step))
+
+
+def run(case: Case) -> Result:
+    """Compare parameters and state after every step."""
+    sparse = bool(oracle.optimizer_info(case.optimizer).only_supports_sparse_grads)
+    params = parameters(case)
+    everyone = list(range(len(params)))
+    groups = [everyone] if case.second is None else [everyone[::2], everyone[1::2]]
+    kwargs = [case.kwargs] if case.second is None else [case.kwargs, case.second]
+    theirs = oracle.Torch(case.optimizer, params, groups, kwargs, sparse, flush_denormal=case.extremes)
+    bits, values, first = 0, 0, ""
+    with jax.enable_x64(case.x64):
+        ours = Ours(case, params, groups, sparse)
+        for step in range(case.steps):
+            changed = case.schedule(step) if case.schedule else {}
+            grads = gradients(case, step, sparse)
+            for side in (ours, theirs):
+                side.set(changed)
+                side.step(grads)
+            for index in everyone:
+                for name, expected in theirs.values(index).items():
+                    actual = ours.value(index, name)
+                    differing, where = differing_bits(actual, expected)
+                    bits, values = bits + differing, values + expected.size
+                    if differing and not first:
+                        first = reproduction(case, step, index, name, where, actual, expected)
+        distances = [_distance(ours.value(i, ""), theirs.values(i)[""]) for i in everyone]
+    return Result(case, bits, values, max(distances), first)
+
+
+def differing_bits(actual: np.ndarray | None, expected: np.ndarray) -> tuple[int, int]:
+    """How many bits differ, and the first index (flat) where some do. All NaNs are equal; 0.0 and -0.0 are not."""
+    if actual is None or actual.shape != expected.shape:
+        return expected.nbytes * 8 or 1, 0
+    if np.issubdtype(expected.dtype, np.integer) or expected.dtype == bool:  # a Python number in torch's state
+        expected = expected.astype(actual.dtype)
+    if actual.dtype != expected.dtype:
+        return expected.nbytes * 8 or 1, 0
+    a, b = _real(actual), _real(expected)
+    unsigned = np.dtype(f"u{a.dtype.itemsize}")
+    counts = np.bitwise_count(a.view(unsigned) ^ b.view(unsigned)) * ~(np.isnan(a) & np.isnan(b))
+    return int(counts.sum()), int(np.argmax(counts > 0)) if counts.size else 0
+
+
+def reproduction(
+    case: Case, step: int, index: int, name: str, where: int, actual: np.ndarray | None, expected: np.ndarray
+) -> str:
+    """The first difference of a case, in one line."""
+    values = (
+        "missing"
+        if actual is None or actual.shape != expected.shape or actual.dtype != expected.dtype
+        else f"ours {_hex(actual, where)}, torch's {_hex(expected, where)}"
+    )
+    second = "" if case.second is None else f" second={dict(case.second)}"
+    return (
+        f"{case.optimizer} kwargs={dict(case.kwargs)}{second} dtype={case.dtype} ({case.label}) step={step} "
+        f"p{index}{name and '.' + name}{list(expected.shape)} first differing index {where}: {values}; "
+        f"python -m tests.exact.compare --optimizer {case.optimizer} --dtype {case.dtype} --only {case.label!r}"
+    )
+
+
+def _hex(x: np.ndarray, where: int) -> str:
+    x = _real(x)
+    return f"{x[where]} 0x{x.view(f'u{x.dtype.itemsize}')[where]:0{2 * x.dtype.itemsize}x}"
+
+
+def _real(x: np.ndarray) -> np.ndarray:
+    x = np.ascontiguousarray(x).reshape(-1)
+    return x.view(x.real.dtype) if np.iscomplexobj(x) else x
+
+
+def _distance(actual: np.ndarray | None, expected: np.ndarray) -> float:
+    assert actual is not None
+    a, b = (_real(x) for x in (actual, expected))
+    eps = float(jnp.finfo(a.dtype).eps)
+    finite = np.isfinite(a.astype(np.float64)) & np.isfinite(b.astype(np.float64))
+    a, b = a[finite].astype(np.float64), b[finite].astype(np.float64)
+    scale = np.abs(b).max(initial=0)
+    return float(np.abs(a - b).max(initial=0) / (scale * eps)) if scale else 0.0

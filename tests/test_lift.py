@@ -1,0 +1,183 @@
+"""An optimizer under jit, scan, vmap and grad."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxopt_port as optim
+from tests.helpers import (
+    MATRICES,
+    RULES,
+    SPARSE,
+    CountTraces,
+    assert_close,
+    assert_same_bits,
+    make,
+    make_grads,
+    make_params,
+    run,
+    run_in_process,
+)
+
+STEPS = 4
+GROUPS = [optim.ParamGroup("bias", lr=0.02)]
+
+
+def stack(trees):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def item(tree, index):
+    return jax.tree.map(lambda x: x[index], tree)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_jit_equals_eager(name):
+    optimizer = make(name, param_groups=GROUPS)
+    params = make_params(name)
+    eager = run(optimizer.step, name, params, optimizer.init(params), STEPS)
+    jitted = run(jax.jit(optimizer.step), name, params, jax.jit(optimizer.init)(params), STEPS)
+    assert_close(jitted, eager)
+    assert all(jnp.any(eager[0][key] != params[key]) for key in params)
+
+
+def scan_and_loop(name):
+    """The same steps by `lax.scan` and by a Python loop over a jitted step."""
+    optimizer = make(name, param_groups=GROUPS)
+    params = make_params(name)
+    state = optimizer.init(params)
+    grads = [make_grads(name, seed) for seed in range(STEPS)]
+    structure = jax.tree.structure(grads[0])  # stacked by leaves: rows of sparse arrays are not a sparse array
+
+    @jax.jit
+    def scan(params, state, leaves):
+        def body(carry, leaves):
+            return optimizer.step(structure.unflatten(leaves), carry[1], carry[0]), None
+
+        return jax.lax.scan(body, (params, state), leaves)[0]
+
+    looped = run(jax.jit(optimizer.step), name, params, state, STEPS)
+    return scan(params, state, stack([jax.tree.leaves(g) for g in grads])), looped
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_scan_equals_a_python_loop(name):
+    assert_close(*scan_and_loop(name), rtol=1e-6, atol=1e-7)  # the last bit depends on what XLA fuses
+
+
+def test_scan_equals_a_python_loop_bit_for_bit_where_nothing_is_contracted():
+    run_in_process(scan_bits, "--xla_cpu_max_isa=AVX --xla_disable_hlo_passes=algsimp")
+
+
+def scan_bits():
+    for name in ("adam", "sgd", "nadam", "rprop"):
+        if name in RULES:
+            assert_same_bits(*scan_and_loop(name))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_vmap_over_models_and_learning_rates_equals_a_loop(name):
+    optimizer = make(name)
+    models = [make_params(name, seed) for seed in range(3)]
+    lrs = jnp.array([0.01, 0.02, 0.04])
+    grads = [make_grads(name, 10 + seed) for seed in range(3)]
+    structure = jax.tree.structure(grads[0])
+
+    def two_steps(params, lr, leaves):
+        state = optim.set_hyper(optimizer.init(params), lr=lr)
+        for _ in range(2):
+            params, state = optimizer.step(structure.unflatten(leaves), state, params)
+        return params, state
+
+    leaves = [jax.tree.leaves(g) for g in grads]
+    together = jax.jit(jax.vmap(two_steps))(stack(models), lrs, stack(leaves))
+    one = jax.jit(two_steps)
+    for index in range(3):
+        assert_close(item(together, index), one(models[index], lrs[index], leaves[index]))
+
+
+def test_grad_through_a_step_of_sgd_is_its_closed_form():
+    # loss = |p|^2 / 2, so that p' = (1 - lr) p
+    optimizer = optim.sgd(lr=0.3)
+    params = jnp.array([3.0, -1.0, 2.0])
+
+    def loss(p):
+        return (p * p).sum() / 2
+
+    def after(p, lr):
+        state = optim.set_hyper(optimizer.init(p), lr=lr)
+        return loss(optimizer.step(jax.grad(loss)(p), state, p)[0])
+
+    by_params, by_lr = jax.jit(jax.grad(after, argnums=(0, 1)))(params, 0.3)
+    np.testing.assert_allclose(by_params, 0.7**2 * params, 1e-6)
+    np.testing.assert_allclose(by_lr, -0.7 * 14.0, 1e-6)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_grad_through_a_step_equals_finite_differences(name):
+    with jax.enable_x64(True):
+        optimizer = make(name)
+        params = make_params(name, dtype=np.float64)
+        state = optimizer.init(params)
+        for seed in range(2):  # to where no root is of 0
+            params, state = jax.jit(optimizer.step)(make_grads(name, seed, np.float64), state, params)
+        direction = make_params(name, 7, np.float64)
+
+        def after(along, lr):
+            at = jax.tree.map(lambda p, d: p + along * d, params, direction)
+            grads = make_grads(name, 3, np.float64)
+            if name != SPARSE:  # a gradient that depends on the parameters
+                grads = jax.tree.map(lambda g, p: g + p * p, grads, at)
+            new, _ = optimizer.step(grads, optim.set_hyper(state, lr=lr), at)
+            return sum(jnp.sin(p).sum() for p in new.values())
+
+        value_and_slopes = jax.jit(jax.value_and_grad(after, argnums=(0, 1)))
+        lr, h = 0.02, 1e-6
+        _, slopes = value_and_slopes(0.0, lr)
+        by_params = (value_and_slopes(h, lr)[0] - value_and_slopes(-h, lr)[0]) / (2 * h)
+        by_lr = (value_and_slopes(0.0, lr + h)[0] - value_and_slopes(0.0, lr - h)[0]) / (2 * h)
+        if name != MATRICES:  # its orthogonalisation is in bfloat16, too coarse to difference
+            np.testing.assert_allclose(slopes[0], by_params, 1e-6, 1e-8)
+            assert abs(by_params) > 1e-3
+        np.testing.assert_allclose(slopes[1], by_lr, 1e-6, 1e-8)
+        assert (abs(by_lr) > 1e-3) == (name not in ("rprop", "asgd"))  # these two use the lr of an earlier step
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_no_retrace_when_lr_changes(name):
+    optimizer = make(name, param_groups=GROUPS)
+    params = make_params(name)
+    state = optimizer.init(params)
+    step = CountTraces(optimizer.step)
+    grads = make_grads(name, 0)
+    for lr in (None, 0.5, 1, np.float32(0.1), np.float64(0.1), jnp.float32(0.1), None):
+        state = state if lr is None else optim.set_hyper(state, lr=lr)
+        params, state = step(grads, state, params)
+    assert step.traces == 1
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_a_traced_learning_rate_makes_an_optimizer(name):
+    params = make_params(name)
+    grads = make_grads(name, 0)
+
+    @jax.jit
+    def step(lr):
+        optimizer = make(name, lr=lr)
+        return optimizer.step(grads, optimizer.init(params), params)[0]
+
+    plain = make(name, lr=0.25)
+    assert_close(step(0.25), plain.step(grads, plain.init(params), params)[0])
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_leaks_no_tracer_and_promotes_no_dtype(name):
+    optimizer = make(name)
+    params = make_params(name)
+    state = optimizer.init(params)
+    with jax.checking_leaks(), jax.numpy_dtype_promotion("strict"):
+        new = jax.eval_shape(optimizer.step, make_grads(name, 0), state, params)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), (params, state)
+    )

@@ -1,0 +1,83 @@
+"""The picture of a run: loss and accuracy, step by step and epoch by epoch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+
+from train.config import Config
+from train.loop import Epoch
+
+BINS = 250  # points of a curve over the steps
+TRAIN, TEST, STOP = "#2563eb", "#ea580c", "#dc2626"
+
+
+def save(config: Config, epochs: Sequence[Epoch], path: Path) -> None:
+    """Draw the run. The x axis counts epochs, or, in a run of one, steps."""
+    figure = Figure(figsize=(9, 6.5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    loss, accuracy = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    scale = len(epochs[0].losses) if len(epochs) > 1 else 1  # steps to a unit of x
+    ends = np.array([epoch.step for epoch in epochs]) / scale
+    losses = np.concatenate([epoch.losses for epoch in epochs])
+    correct = np.concatenate([epoch.correct for epoch in epochs])
+    examples = np.concatenate([epoch.examples for epoch in epochs])
+
+    loss_steps = np.isfinite(losses).sum()  # all but perhaps the last
+    edges, mean_loss = _binned(losses[:loss_steps], np.ones(loss_steps))
+    _curves(loss, edges / scale, mean_loss, ends, [epoch.running_loss / len(epoch.losses) for epoch in epochs])
+    edges, mean_accuracy = _binned(correct, examples)
+    _curves(accuracy, edges / scale, mean_accuracy, ends, [epoch.accuracy for epoch in epochs])
+    if epochs[0].test is not None:
+        tests = np.array([epoch.test for epoch in epochs])
+        for axes, values in ((loss, tests[:, 0]), (accuracy, tests[:, 1])):
+            axes.plot(ends, values, "s--", color=TEST, markersize=5, label="test split, after the epoch")
+
+    positive = mean_loss[mean_loss > 0]
+    if len(positive) and positive.max() > 30 * positive.min():
+        loss.set_yscale("log")
+        loss.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    loss.set_ylabel("loss an example")
+    accuracy.set_ylabel("accuracy")
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    accuracy.set_xlabel("epoch" if len(epochs) > 1 else "step")
+    accuracy.xaxis.set_major_locator(MaxNLocator(integer=True))
+    accuracy.set_xlim(0, ends[-1] * 1.01)
+    if not epochs[-1].finite:
+        loss.axvline(ends[-1], color=STOP, linestyle=":")
+        text = f"not finite at step {epochs[-1].step:,} "
+        loss.annotate(text, (ends[-1], 0.95), xycoords=("data", "axes fraction"), color=STOP, ha="right", va="top")
+    for axes in (loss, accuracy):
+        axes.grid(color="#e5e7eb")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    loss.legend(frameon=False)
+    figure.suptitle(_title(config, examples.sum()), x=0.01, ha="left", fontsize=11)
+    figure.savefig(path)
+
+
+def _binned(sums: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean over each of at most BINS stretches of steps, and the steps that their middles are at."""
+    bounds = np.linspace(0, len(sums), min(BINS, len(sums)) + 1).astype(int)
+    if len(sums) == 0:
+        return np.empty(0), np.empty(0)
+    means = np.add.reduceat(sums, bounds[:-1]) / np.add.reduceat(weights, bounds[:-1])
+    return (bounds[:-1] + bounds[1:]) / 2, means
+
+
+def _curves(axes: Axes, x: np.ndarray, steps: np.ndarray, ends: np.ndarray, epochs: Sequence[float]) -> None:
+    axes.plot(x, steps, color=TRAIN, alpha=0.35, linewidth=1, label="training, by the step")
+    axes.plot(ends, epochs, "o-", color=TRAIN, markersize=5, label="training, mean of the epoch")
+
+
+def _title(config: Config, images: int) -> str:
+    options = ", ".join([*([] if config.lr is None else [f"lr={config.lr:g}"]), *config.option])
+    examples = f"{config.dataset} {config.split}" + ("" if config.limit is None else f", first {config.limit:,}")
+    return (
+        f"{config.recipe}: {config.optimizer}({options}), batch size {config.batch_size}, "
+        f"{examples}, {images:,} pictures seen"
+    )

@@ -1,0 +1,76 @@
+"""One run, from its configuration to its folder."""
+
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from train import data, metrics
+from train.config import RECIPES, Config, make_optimizer
+from train.loop import Epoch, fit
+from train.model import init_params
+
+INTERRUPTED = 130
+
+
+def run(config: Config) -> int:
+    """Train, record and draw. Returns the exit status: 1 where the loss did not stay finite."""
+    examples = data.load(config.dataset, config.split, config.data_dir).first(config.limit)
+    test = data.load(config.dataset, "test", config.data_dir) if config.evaluate else None
+    optimizer = make_optimizer(config)
+    folder = metrics.create_folder(config)
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(metrics.header(config))
+    bar = Progress(
+        BarColumn(None),
+        MofNCompleteColumn(),
+        "steps",
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=config.quiet or not console.is_terminal,
+    )
+    epochs: list[Epoch] = []
+    status = 0
+    try:
+        with bar:
+            task = bar.add_task("", total=_steps(config, len(examples.labels)))
+            params = init_params(jax.random.key(config.seed))
+            for epoch in fit(config, optimizer, params, examples, test, lambda steps: bar.advance(task, steps)):
+                epochs.append(epoch)
+                metrics.append(folder, epoch)
+                console.print(metrics.line(epoch))
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    if epochs:
+        from train import plot  # imports matplotlib, which takes a second
+
+        plot.save(config, epochs, folder / "loss.png")
+        if not epochs[-1].finite:
+            print(_diverged(config, epochs[-1]), file=sys.stderr)
+            status = 1
+    console.print(f"the run is in {folder}{Path('/')}")
+    return status
+
+
+def _steps(config: Config, examples: int) -> int:
+    """How many steps the run takes."""
+    steps = config.epochs * math.ceil(examples / config.batch_size)
+    return steps if config.steps is None else min(steps, config.steps)
+
+
+def _diverged(config: Config, epoch: Epoch) -> str:
+    where = f"the loss is {epoch.losses[-1]} at step {epoch.step:,}, step {len(epoch.losses):,} of epoch {epoch.number}"
+    recipe = RECIPES[config.recipe]()
+    same_arithmetic = replace(recipe, optimizer=config.optimizer, lr=config.lr, option=config.option) == recipe
+    if config.recipe == "tutorial" and same_arithmetic:
+        return (
+            f"stopped: {where}. PyTorch's run of this tutorial diverges too, since the network has no activations "
+            f"and the learning rate is {config.lr}; a lower --lr, or --recipe cifar10, stays finite"
+        )
+    return f"stopped: {where}; a lower --lr may stay finite"
