@@ -13,6 +13,8 @@ Example:
 
 from collections.abc import Callable
 
+from jaxopt_port import lr_scheduler as lr_scheduler
+from jaxopt_port.closure.lbfgs import lbfgs as lbfgs
 from jaxopt_port.gradients import accumulate_grad as accumulate_grad
 from jaxopt_port.gradients import zero_grad as zero_grad
 from jaxopt_port.hyper import get_hyper as get_hyper

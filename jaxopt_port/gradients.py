@@ -45,7 +45,7 @@ def zero_grad(grads: Tree, set_to_none: bool = True) -> Tree:
       >>> zero_grad({"w": jnp.ones(2)}), zero_grad({"w": jnp.ones(2)}, set_to_none=False)
       ({'w': None}, {'w': Array([0., 0.], dtype=float32)})
     """
-    return jax.tree.map(lambda g: None if set_to_none else _zeros(g), grads, is_leaf=_is_gradient)
+    return jax.tree.map(lambda g: None if set_to_none or g is None else _zeros(g), grads, is_leaf=_is_gradient)
 
 
 def accumulate_grad(grads: Tree, new: Tree) -> Tree:

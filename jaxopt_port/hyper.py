@@ -51,10 +51,10 @@ def get_hyper(state: Any) -> list[dict[str, Any]]:
     return [{name: _as_floats(x) for name, x in sorted(group.items())} for group in find_state(state).param_groups]
 
 
-def _as_floats(value: Any) -> float | tuple[float, ...]:
-    """Without the boxes that nnx.Optimizer puts around every array of its state."""
-    numbers = tuple(map(float, jax.tree.leaves(value)))
-    return numbers if isinstance(value, tuple) else numbers[0]
+def _as_floats(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_as_floats, value))
+    return None if value is None else float(jax.tree.leaves(value)[0])  # out of the box that nnx.Optimizer puts it in
 
 
 def set_hyper(state: T, group: int | None = None, **values: Scalar | tuple[Scalar, ...]) -> T:
@@ -69,7 +69,7 @@ def set_hyper(state: T, group: int | None = None, **values: Scalar | tuple[Scala
       The new state; `state` itself is left as it is.
 
     Raises:
-      ValueError: a name that is not a live hyper-parameter of the group, or no such group.
+      ValueError: a name that is not a live hyper-parameter of the group, a pair for a number, or no such group.
 
     Example:
       >>> import jaxopt_port as optim
@@ -95,11 +95,16 @@ def _like(group: dict[str, Any], index: int, name: str, value: Any) -> Any:
             "Flags, and options that decide which state exists, are fixed when the optimizer is made; "
             "one that was 0 then (SGD's momentum) is made live by starting from any other value."
         )
-    structure, is_several = jax.tree.structure(group[name]), isinstance(group[name], tuple)
-    new = list(value) if isinstance(value, tuple | list) else [value]
-    if isinstance(value, tuple | list) != is_several or len(new) != structure.num_leaves or any(x is None for x in new):
-        raise ValueError(f"{name!r} of group {index} needs {structure.num_leaves} numbers, not {value!r}")
-    return structure.unflatten(map(to_float64, new))
+    old = group[name]
+    if _form(old) != _form(value):
+        raise ValueError(f"{name!r} of group {index} must be {_form(old)}, not {value!r}")
+    return jax.tree.structure(old).unflatten(map(to_float64, jax.tree.leaves(value)))
+
+
+def _form(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(_form, value))})"
+    return "None" if value is None else "a number"
 
 
 def restore(state: T) -> T:
@@ -127,7 +132,7 @@ def restore(state: T) -> T:
     for found in filter(_is_state, jax.tree.leaves(state, is_leaf=_is_state)):
         for group in found.param_groups:
             for name, value in group.items():
-                if any(np.result_type(x) != np.float64 for x in jax.tree.leaves(value)):
+                if any(getattr(x, "dtype", np.float64) != np.float64 for x in jax.tree.leaves(value)):
                     raise TypeError(
                         f"hyper-parameter {name!r} came back as float32: its value is no longer exact. "
                         "Restore as NumPy arrays, or under jax.enable_x64(True)."

@@ -125,6 +125,25 @@ class Optimizer(optax.GradientTransformationExtraArgs):
         Returns:
           `(loss, params, state)`, or `((loss, aux), params, state)`; the loss is that of the parameters given.
         """
+        return _lifted(self).step_closure(closure, state, params, *args, has_aux=has_aux)
+
+
+class Algorithm:
+    """What stands behind an `Optimizer`, whose `init` and `update` are its bound methods."""
+
+    def init(self, params: Tree) -> OptState:
+        raise NotImplementedError
+
+    def step(self, grads: Tree, state: OptState, params: Tree) -> tuple[Tree, OptState]:
+        raise NotImplementedError
+
+    def update(self, updates: Tree, state: Any, params: Tree | None = None, **extra_args: Any) -> tuple[Tree, Any]:
+        raise NotImplementedError
+
+    def step_closure(
+        self, closure: Callable[..., Any], state: OptState, params: Tree, *args: Any, has_aux: bool = False
+    ) -> tuple[Any, Tree, OptState]:
+        """One evaluation, then `step`; an algorithm that evaluates more often has its own."""
         loss, grads = jax.value_and_grad(closure, has_aux=has_aux, allow_int=True)(params, *args)
         grads = jax.tree.map(lambda g: g.conj() if jnp.iscomplexobj(g) else g, grads)
         params, state = self.step(grads, state, params)
@@ -143,15 +162,15 @@ def lift(rule: Rule, options: Mapping[str, Any], param_groups: Sequence[ParamGro
     return Optimizer(lifted.init, lifted.update)
 
 
-def _lifted(optimizer: optax.GradientTransformation) -> "_Lifted":
+def _lifted(optimizer: optax.GradientTransformation) -> Algorithm:
     lifted = getattr(optimizer.update, "__self__", None)
-    if not isinstance(lifted, _Lifted):
+    if not isinstance(lifted, Algorithm):
         raise TypeError("the update function of this Optimizer was replaced: use update instead of step")
     return lifted
 
 
-class _Lifted:
-    """A rule with its groups. `init` and `update` of an Optimizer are its bound methods."""
+class _Lifted(Algorithm):
+    """A rule with its groups."""
 
     def __init__(self, rule: Rule, options: Mapping[str, Any], param_groups: Sequence[ParamGroup]):
         self.rule = rule
@@ -374,5 +393,6 @@ def _check_float64(live: Mapping[str, Any], group: int) -> None:
                 raise TypeError(
                     f"hyper-parameter {name!r} of parameter group {group} is {getattr(x, 'dtype', type(x).__name__)}, "
                     "not float64. Pass a state that came back from a file or from device_get through "
-                    "jaxopt_port.restore(state) first; change a value with jaxopt_port.set_hyper(state, ...)."
+                    "jaxopt_port.restore(state) first; change a value with jaxopt_port.set_hyper(state, ...); use an "
+                    "abstract state (of jax.eval_shape) under jax.enable_x64(True)."
                 )

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,10 @@ def assert_same_bits(actual: Any, expected: Any) -> None:
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
+def assert_same_types(actual: Any, expected: Any) -> None:
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), actual) == jax.tree.map(lambda x: (x.shape, x.dtype), expected)
+
+
 class CountTraces:
     """A jitted function that counts how often it is traced."""
 
@@ -80,6 +85,12 @@ class CountTraces:
 
     def __call__(self, *args: Any) -> Any:
         return self.jitted(*args)
+
+
+@cache
+def jitted(name: str) -> CountTraces:
+    """The jitted step of an optimizer with its defaults, compiled once for all tests."""
+    return CountTraces(make(name).step)
 
 
 def run_in_process(function: Callable[[], None], xla_flags: str) -> None:

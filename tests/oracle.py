@@ -2,6 +2,8 @@
 
 import copy
 import inspect
+import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,9 +14,10 @@ import torch
 IMPLEMENTATIONS = ("foreach", "fused", "capturable", "differentiable")  # not options of the mathematics
 
 
-def torch_class(name: str) -> type[torch.optim.Optimizer]:
+def torch_class(name: str) -> Any:
     """torch's class for our name: `sparse_adam` -> `SparseAdam`."""
-    return next(c for n, c in vars(torch.optim).items() if n.lower() == name.replace("_", "") and inspect.isclass(c))
+    wanted = name.replace("_", "")
+    return next(c for n, c in vars(torch.optim).items() if n.lower() == wanted and isinstance(c, type))
 
 
 def optimizer_info(name: str) -> Any:
@@ -100,7 +103,7 @@ class Torch:
         extra = {"foreach": False} if "foreach" in inspect.signature(cls).parameters else {}
         tensors = [{"params": [self.params[i] for i in inside]} for inside in groups]
         merged = [dict(t, **(k if at else {})) for at, (t, k) in enumerate(zip(tensors, kwargs, strict=True))]
-        self.optimizer = cls(merged, **copy.deepcopy(dict(kwargs[0])), **extra)  # pyright: ignore[reportCallIssue]
+        self.optimizer = cls(merged, **copy.deepcopy(dict(kwargs[0])), **extra)
 
     def set(self, values: Mapping[str, Any]) -> None:
         """`group[name] = value` in every group."""
@@ -118,5 +121,35 @@ class Torch:
     def values(self, index: int) -> dict[str, np.ndarray]:
         """A parameter, under the name "", and its state by torch's names, empty where torch has none yet."""
         p = self.params[index]
-        state = self.optimizer.state[p] if p in self.optimizer.state else {}
+        state = self.optimizer.state.get(p, {})
         return {"": to_numpy(p), **{k: to_numpy(v) for k, v in state.items() if v is not None}}
+
+
+def trajectory(name: str, kwargs: Mapping[str, Any], start: np.ndarray, grads: np.ndarray, sparse: bool) -> np.ndarray:
+    """The parameter after a step with each of the gradients."""
+    run = Torch(name, [start], [[0]], [kwargs], sparse)
+    for g in grads:
+        run.step([g])
+    return run.values(0)[""]
+
+
+def problem(dtype: str, steps: int, sparse: bool) -> tuple[np.ndarray, np.ndarray]:
+    """10,000 parameters and their gradients."""
+    rng = np.random.default_rng(11)
+    start, grads = rng.standard_normal((100, 100)), rng.standard_normal((steps, 100, 100))
+    if sparse:
+        grads[rng.random((steps, 100)) < 0.5] = 0
+    return start.astype(dtype), grads.astype(dtype)
+
+
+def main() -> None:
+    """Reads arguments of `trajectory` and `problem` as JSON, and saves what the trajectories end in."""
+    one_thread()
+    ends = {}
+    for name, kwargs, dtype, steps, sparse in json.load(sys.stdin):
+        ends[f"{name}{kwargs}{dtype}"] = trajectory(name, kwargs, *problem(dtype, steps, sparse), sparse)
+    np.savez(sys.argv[1], **ends)
+
+
+if __name__ == "__main__":
+    main()

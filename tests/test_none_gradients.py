@@ -12,6 +12,7 @@ from tests.helpers import (
     CountTraces,
     assert_close,
     assert_same_bits,
+    jitted,
     make,
     make_grads,
     make_params,
@@ -19,7 +20,7 @@ from tests.helpers import (
 )
 
 NONE = {"bias": None, "kernel": None}
-PATTERN = [(), ("bias", "kernel"), ("bias",), ("bias",), (), ("kernel",)]  # which gradients are None at each step
+PATTERN = [(), ("bias", "kernel"), ("bias",), ()]  # which gradients are None at each step
 
 
 def grads_at(name, step):
@@ -31,8 +32,8 @@ def test_no_gradient_at_all_changes_nothing(name):
     optimizer = make(name)
     params = make_params(name)
     params, state = optimizer.step(make_grads(name, 0), optimizer.init(params), params)
-    assert_same_bits(jax.jit(optimizer.step)(NONE, state, params), (params, state))
-    updates, after = jax.jit(optimizer.update)(NONE, state, params)
+    assert_same_bits(jitted(name)(NONE, state, params), (params, state))
+    updates, after = optimizer.update(NONE, state, params)
     assert_same_bits(updates, jax.tree.map(jnp.zeros_like, params))
     assert_same_bits(after, state)
 
@@ -46,16 +47,16 @@ def test_some_gradients_of_none_as_in_torch(name):
     params = make_params(name)
     settings = options({"ns_steps": 1} if name == "muon" else {})
     oracle = Torch(name, [np.asarray(p) for p in params.values()], [[0, 1]], [settings], sparse=name == SPARSE)
-    state, step = optimizer.init(params), jax.jit(optimizer.step)
+    state = optimizer.init(params)
     for at in range(len(PATTERN)):
         grads = grads_at(name, at)
         before = params
-        params, state = step(grads, state, params)
+        params, state = optimizer.step(grads, state, params)
         oracle.step([None if g is None else to_dense(g) for g in grads.values()])
         for index, key in enumerate(params):
             np.testing.assert_allclose(params[key], oracle.values(index)[""], 2e-5, 2e-6)
             assert (key in PATTERN[at]) == bool((params[key] == before[key]).all())
-    np.testing.assert_array_equal(state.steps[0]["step"], [3, 4])
+    np.testing.assert_array_equal(state.steps[0]["step"], [2, 3])
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -63,7 +64,7 @@ def test_a_skipped_parameter_keeps_its_state_and_the_others_theirs(name):
     optimizer = make(name)
     params = make_params(name)
     grads = make_grads(name, 0)
-    step = jax.jit(optimizer.step)
+    step = optimizer.step
     params, state = step(grads, optimizer.init(params), params)
     some, some_state = step({**grads, "bias": None}, state, params)
     every, every_state = step(grads, state, params)
@@ -86,7 +87,7 @@ def test_a_pattern_of_none_is_a_trace_of_its_own_and_no_more():
     params = make_params("adam")
     state = optimizer.init(params)
     step = CountTraces(optimizer.step)
-    for at in (0, 0, 1, 1, 2, 3, 2):  # the counter becomes a vector at the first 2: one trace more
+    for at in (0, 0, 1, 1, 2, 2, 2):  # the counter becomes a vector at the first 2: one trace more
         params, state = step(grads_at("adam", at), state, params)
     assert step.traces == 4
 

@@ -96,7 +96,7 @@ def fit(
             examples=np.minimum(config.batch_size, len(order) - config.batch_size * np.arange(len(losses))),
             seconds=seconds,
             lr=tuple(group["lr"] for group in get_hyper(opt_state)),
-            test=None if test is None else _evaluate(params, test),
+            test=None if test is None else evaluate_all(params, test),
         )
         yield epoch
         if not epoch.finite or step == config.steps:
@@ -174,10 +174,10 @@ def _advance_by_scan(step: Step, examples: Examples) -> Advance:
     return lambda params, opt_state, chunk: scan(params, opt_state, images, labels, chunk)
 
 
-def _evaluate(params: Params, test: Examples) -> tuple[float, float]:
+def evaluate_all(params: Params, examples: Examples) -> tuple[float, float]:
     """The mean loss and the accuracy over all examples."""
-    starts = range(0, len(test.labels), EVALUATION_BATCH)
-    batches = [Examples(*(array[start : start + EVALUATION_BATCH] for array in test)) for start in starts]
+    starts = range(0, len(examples.labels), EVALUATION_BATCH)
+    batches = [Examples(*(array[start : start + EVALUATION_BATCH] for array in examples)) for start in starts]
     metrics = [evaluate(params, *batch) for batch in batches]
     loss = sum(float(one.loss) * len(batch.labels) for one, batch in zip(metrics, batches, strict=True))
-    return loss / len(test.labels), sum(int(one.correct) for one in metrics) / len(test.labels)
+    return loss / len(examples.labels), sum(int(one.correct) for one in metrics) / len(examples.labels)

@@ -52,7 +52,7 @@ def run(config: Config) -> int:
 
         plot.save(config, epochs, folder / "loss.png")
         if not epochs[-1].finite:
-            print(_diverged(config, epochs[-1]), file=sys.stderr)
+            print(diverged(config, epochs[-1]), file=sys.stderr)
             status = 1
     console.print(f"the run is in {folder}{Path('/')}")
     return status
@@ -64,7 +64,8 @@ def _steps(config: Config, examples: int) -> int:
     return steps if config.steps is None else min(steps, config.steps)
 
 
-def _diverged(config: Config, epoch: Epoch) -> str:
+def diverged(config: Config, epoch: Epoch) -> str:
+    """Where the loss stopped being finite, and what to do."""
     where = f"the loss is {epoch.losses[-1]} at step {epoch.step:,}, step {len(epoch.losses):,} of epoch {epoch.number}"
     recipe = RECIPES[config.recipe]()
     same_arithmetic = replace(recipe, optimizer=config.optimizer, lr=config.lr, option=config.option) == recipe

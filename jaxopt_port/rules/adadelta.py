@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxopt_port.optimizer import Optimizer, Rule, lift
 from jaxopt_port.param_groups import ParamGroup
-from jaxopt_port.rules.tensor_ops import add_weight_decay, moving_square
+from jaxopt_port.rules.tensor_ops import add_weight_decay, moving_square, rounded
 from jaxopt_port.scalars import Scalar, check_at_least_0, check_lr, is_known
 
 
@@ -30,7 +30,7 @@ def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tup
 def update(p: jax.Array, g: jax.Array, s: AdadeltaState, c: SimpleNamespace) -> tuple[jax.Array, AdadeltaState]:
     g = add_weight_decay(g, p, c.weight_decay)
     square_avg = moving_square(s.square_avg, g, c.rho, c.weight)
-    delta = jnp.sqrt(s.acc_delta + c.eps) / jnp.sqrt(square_avg + c.eps) * g
+    delta = jnp.sqrt(s.acc_delta + c.eps) / rounded(jnp.sqrt(square_avg + c.eps)) * g
     acc_delta = moving_square(s.acc_delta, delta, c.rho, c.weight)
     return p + c.neg_lr * delta, AdadeltaState(square_avg, acc_delta)
 

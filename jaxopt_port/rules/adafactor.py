@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxopt_port.optimizer import Optimizer, Rule, lift
 from jaxopt_port.param_groups import ParamGroup
-from jaxopt_port.rules.tensor_ops import lerp, norm
+from jaxopt_port.rules.tensor_ops import lerp, norm, rounded
 from jaxopt_port.scalars import Scalar, check_one_element, check_should_be, float64, is_known, python_max, python_min
 
 
@@ -53,11 +53,11 @@ def update(p: jax.Array, g: jax.Array, s: AdafactorState, c: SimpleNamespace) ->
         col_var = lerp(s.col_var, jnp.square(norm(g, -2)) / g.shape[-2], weight)
         variance = row_var * col_var / jnp.maximum(jnp.mean(row_var, -2, keepdims=True), least)
         s = AdafactorState(row_var, col_var, None)
-    direction = 1 / jnp.sqrt(jnp.maximum(variance, least_square)) * g
+    direction = 1 / rounded(jnp.sqrt(jnp.maximum(variance, least_square))) * g
     with float64():
         clip = python_max(1.0, norm(direction).astype(jnp.float64) / (p.size**0.5 * c.d))
         neg_step_size = (-alpha / clip).astype(p.dtype)
-    return p * decay + neg_step_size * direction, s
+    return rounded(p * decay) + neg_step_size * direction, s
 
 
 def check(o: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxopt_port.optimizer import Optimizer, Rule, lift
 from jaxopt_port.param_groups import ParamGroup
-from jaxopt_port.rules.tensor_ops import lerp, norm
+from jaxopt_port.rules.tensor_ops import lerp, norm, rounded
 from jaxopt_port.scalars import Scalar, check_one_element, check_should_be, float64
 
 
@@ -43,7 +43,7 @@ def update(p: jax.Array, g: jax.Array, s: MuonState, c: SimpleNamespace) -> tupl
     buffer = lerp(s.momentum_buffer, g, weight)
     direction = lerp(g, buffer, momentum) if c.nesterov else buffer
     direction = orthogonal(direction, c.ns_steps, *(x.astype(jnp.float32) for x in (c.a, c.b, c.c, c.eps)))
-    return p * decay + neg_lr * direction.astype(p.dtype), MuonState(buffer)
+    return rounded(p * decay) + neg_lr * direction.astype(p.dtype), MuonState(buffer)
 
 
 def orthogonal(x: jax.Array, steps: int, a: jax.Array, b: jax.Array, c: jax.Array, eps: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxopt_port.optimizer import Optimizer, Rule, lift
 from jaxopt_port.param_groups import ParamGroup
-from jaxopt_port.rules.tensor_ops import add_weight_decay, lerp, moving_square
+from jaxopt_port.rules.tensor_ops import add_weight_decay, lerp, moving_square, rounded
 from jaxopt_port.scalars import Scalar, check_at_least_0, check_betas, check_lr
 
 
@@ -45,7 +45,7 @@ def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tup
 
 def update(p: jax.Array, g: jax.Array, s: NAdamState, c: SimpleNamespace) -> tuple[jax.Array, NAdamState]:
     if c.decoupled_weight_decay:
-        p = p * c.decay
+        p = rounded(p * c.decay)
     else:
         g = add_weight_decay(g, p, c.weight_decay)
     exp_avg = lerp(s.exp_avg, g, c.weight1)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxopt_port.optimizer import Optimizer, Rule, lift
 from jaxopt_port.param_groups import ParamGroup
-from jaxopt_port.rules.tensor_ops import add_weight_decay, lerp, moving_square
+from jaxopt_port.rules.tensor_ops import add_weight_decay, lerp, moving_square, rounded
 from jaxopt_port.scalars import Scalar, check_at_least_0, check_betas, check_lr
 
 
@@ -27,12 +27,13 @@ def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tup
     bias_correction2 = 1 - beta2**step
     rho_inf = 2 / (1 - beta2) - 1
     rho = rho_inf - 2 * step * beta2**step / bias_correction2
+    square = (rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)
     c = {
         "lr": h.lr,
         "bias_correction1": 1 - beta1**step,
         "bias_correction2_sqrt": bias_correction2**0.5,
         "rectified": rho > 5,
-        "rect": ((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)) ** 0.5,
+        "rect": jnp.where(rho > 5, square, 1) ** 0.5,  # no root of a negative number, whose derivative is NaN
         "weight1": 1 - beta1,
         "beta2": beta2,
         "weight2": 1 - beta2,
@@ -45,7 +46,7 @@ def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tup
 
 def update(p: jax.Array, g: jax.Array, s: RAdamState, c: SimpleNamespace) -> tuple[jax.Array, RAdamState]:
     if c.decoupled_weight_decay:
-        p = p * c.decay
+        p = rounded(p * c.decay)
     else:
         g = add_weight_decay(g, p, c.weight_decay)
     exp_avg = lerp(s.exp_avg, g, c.weight1)
@@ -53,7 +54,8 @@ def update(p: jax.Array, g: jax.Array, s: RAdamState, c: SimpleNamespace) -> tup
     plain = exp_avg / c.bias_correction1 * c.lr
     # torch divides a number by a tensor as the tensor's reciprocal times the number
     adaptive = 1 / (jnp.sqrt(exp_avg_sq) + c.eps) * c.bias_correction2_sqrt
-    return p - jnp.where(c.rectified, plain * adaptive * c.rect, plain), RAdamState(exp_avg, exp_avg_sq)
+    step = jnp.where(c.rectified, plain * adaptive * c.rect, plain)
+    return p - rounded(step), RAdamState(exp_avg, exp_avg_sq)
 
 
 def check(o: Mapping[str, Any]) -> None:

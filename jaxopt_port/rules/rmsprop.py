@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxopt_port.optimizer import Optimizer, Rule, lift
 from jaxopt_port.param_groups import ParamGroup
-from jaxopt_port.rules.tensor_ops import add_weight_decay, lerp, moving_square
+from jaxopt_port.rules.tensor_ops import add_weight_decay, lerp, moving_square, rounded
 from jaxopt_port.scalars import Scalar, check_at_least_0, check_lr, is_on
 
 
@@ -46,7 +46,7 @@ def update(p: jax.Array, g: jax.Array, s: RMSpropState, c: SimpleNamespace) -> t
     avg = jnp.sqrt(square_avg if grad_avg is None else square_avg - grad_avg * grad_avg) + c.eps
     new_p, buffer = p + c.neg_lr * g / avg, s.momentum_buffer
     if buffer is not None:
-        buffer = jnp.where(c.momentum > 0, buffer * c.momentum + g / avg, buffer)
+        buffer = jnp.where(c.momentum > 0, rounded(buffer * c.momentum) + g / avg, buffer)
         new_p = jnp.where(c.momentum > 0, p + c.neg_lr * buffer, new_p)
     return new_p, RMSpropState(square_avg, buffer, grad_avg)
 

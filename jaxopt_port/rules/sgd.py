@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxopt_port.optimizer import Optimizer, Rule, lift
 from jaxopt_port.param_groups import ParamGroup
-from jaxopt_port.rules.tensor_ops import add_weight_decay
+from jaxopt_port.rules.tensor_ops import add_weight_decay, rounded
 from jaxopt_port.scalars import Scalar, check_at_least_0, check_lr, is_on
 
 
@@ -37,7 +37,7 @@ def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tup
 def update(p: jax.Array, g: jax.Array, s: SGDState, c: SimpleNamespace) -> tuple[jax.Array, SGDState]:
     g = add_weight_decay(g, p, c.weight_decay)
     if s.momentum_buffer is not None:
-        moved = jnp.where(c.first, g, s.momentum_buffer * c.momentum + c.gain * g)
+        moved = jnp.where(c.first, g, rounded(s.momentum_buffer * c.momentum) + c.gain * g)
         s = SGDState(jnp.where(c.turned_on, moved, s.momentum_buffer))
         g = jnp.where(c.turned_on, g + c.momentum * moved if c.nesterov else moved, g)
     return p + c.neg_lr * g, s

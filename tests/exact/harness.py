@@ -1,7 +1,7 @@
 """Runs one case here and in torch, and counts the bits in which they differ."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,9 @@ class Result(NamedTuple):
 
     Args:
       case: what was run.
-      bits: differing bits, over every step, parameter and state array.
+      bits: differing bits, over every step compared, parameter and state array.
       values: how many numbers were compared.
-      distance: the largest |ours - torch's| of a parameter after the last step, in eps of the parameter's largest.
+      distance: the largest |ours - torch's| of an array after the last step, in eps of the array's largest number.
       first: the first difference, with what reproduces it; empty where there is none.
     """
 
@@ -41,7 +41,7 @@ class Ours:
         given = oracle.options(case.kwargs)
         self.optimizer = jaxopt_port.optimizers[case.optimizer](**given, param_groups=others)
         self.params: dict[str, Any] = {f"p{i}": jnp.asarray(p) for i, p in enumerate(params)}
-        self.state = self.optimizer.init(self.params)
+        self.state: Any = self.optimizer.init(self.params)
         self._step = _compiled(case.optimizer, self.optimizer, self.state, [given, second])
 
     def set(self, values: Mapping[str, Any]) -> None:
@@ -51,10 +51,13 @@ class Ours:
     def step(self, grads: list[np.ndarray | None]) -> None:
         tree = {f"p{i}": None if g is None else self._grad(g) for i, g in enumerate(grads)}
         self.params, self.state = self._step(tree, self.state, self.params)
+
+    def read(self) -> None:
+        """Fetch what `value` shows."""
         self._read = jax.tree.map(np.asarray, (self.params, self.state.slots, self.state.steps))
 
     def _grad(self, g: np.ndarray) -> Any:
-        return BCOO.fromdense(jnp.asarray(g), nse=g.shape[0], n_dense=g.ndim - 1) if self.sparse else jnp.asarray(g)
+        return BCOO.fromdense(jnp.asarray(g), nse=g.shape[0], n_dense=g.ndim - 1) if self.sparse else g
 
     def value(self, index: int, name: str) -> np.ndarray | None:
         """A parameter, under the name "", or its state by torch's name; None where there is none."""
@@ -75,7 +78,7 @@ _STEPS: dict[Any, Callable[..., Any]] = {}
 def _compiled(name: str, optimizer: Any, state: Any, given: list[dict[str, Any]]) -> Callable[..., Any]:
     """`jit(optimizer.step)`, one for all configurations that differ in live hyper-parameters alone.
 
-    Those are in the state, so the program is the same; that spares two thirds of the compilations, and a number that
+    Those are in the state, so the program is the same; that spares half of the compilations, and a number that
     was compiled in by mistake shows as a difference.
     """
     static = [
@@ -86,40 +89,42 @@ def _compiled(name: str, optimizer: Any, state: Any, given: list[dict[str, Any]]
 
 
 def run(case: Case) -> Result:
-    """Compare parameters and state after every step."""
+    """Compare parameters and state after every step, in long runs after every tenth or so."""
     sparse = bool(oracle.optimizer_info(case.optimizer).only_supports_sparse_grads)
     params = parameters(case)
     everyone = list(range(len(params)))
     groups = [everyone] if case.second is None else [everyone[::2], everyone[1::2]]
     kwargs = [case.kwargs] if case.second is None else [case.kwargs, case.second]
-    theirs = oracle.Torch(case.optimizer, params, groups, kwargs, sparse, flush_denormal=case.extremes)
-    bits, values, first = 0, 0, ""
+    theirs = oracle.Torch(case.optimizer, params, groups, kwargs, sparse, case.flush_denormal)
+    bits, values, distance, first = 0, 0, 0.0, ""
     with jax.enable_x64(case.x64):
         ours = Ours(case, params, groups, sparse)
         for step in range(case.steps):
             changed = case.schedule(step) if case.schedule else {}
-            grads = gradients(case, step, sparse)
+            grads = gradients(case.optimizer, case.dtype, case.extremes, sparse, step)
             for side in (ours, theirs):
                 side.set(changed)
                 side.step(grads)
+            if step % max(case.steps // 100, 1) and step != case.steps - 1:
+                continue  # a difference does not go away
+            ours.read()
             for index in everyone:
                 for name, expected in theirs.values(index).items():
                     actual = ours.value(index, name)
+                    if expected.dtype == np.int64 and actual is not None:  # a Python number in torch's state
+                        expected = expected.astype(actual.dtype)
                     differing, where = differing_bits(actual, expected)
                     bits, values = bits + differing, values + expected.size
+                    if step == case.steps - 1 and differing:
+                        distance = max(distance, _distance(actual, expected))
                     if differing and not first:
                         first = reproduction(case, step, index, name, where, actual, expected)
-        distances = [_distance(ours.value(i, ""), theirs.values(i)[""]) for i in everyone]
-    return Result(case, bits, values, max(distances), first)
+    return Result(case, bits, values, distance, first)
 
 
 def differing_bits(actual: np.ndarray | None, expected: np.ndarray) -> tuple[int, int]:
     """How many bits differ, and the first index (flat) where some do. All NaNs are equal; 0.0 and -0.0 are not."""
-    if actual is None or actual.shape != expected.shape:
-        return expected.nbytes * 8 or 1, 0
-    if np.issubdtype(expected.dtype, np.integer) or expected.dtype == bool:  # a Python number in torch's state
-        expected = expected.astype(actual.dtype)
-    if actual.dtype != expected.dtype:
+    if not _same_kind(actual, expected):
         return expected.nbytes * 8 or 1, 0
     a, b = _real(actual), _real(expected)
     unsigned = np.dtype(f"u{a.dtype.itemsize}")
@@ -132,8 +137,8 @@ def reproduction(
 ) -> str:
     """The first difference of a case, in one line."""
     values = (
-        "missing"
-        if actual is None or actual.shape != expected.shape or actual.dtype != expected.dtype
+        "missing, or of another shape or dtype"
+        if not _same_kind(actual, expected)
         else f"ours {_hex(actual, where)}, torch's {_hex(expected, where)}"
     )
     second = "" if case.second is None else f" second={dict(case.second)}"
@@ -144,6 +149,10 @@ def reproduction(
     )
 
 
+def _same_kind(actual: np.ndarray | None, expected: np.ndarray) -> TypeGuard[np.ndarray]:
+    return actual is not None and actual.shape == expected.shape and actual.dtype == expected.dtype
+
+
 def _hex(x: np.ndarray, where: int) -> str:
     x = _real(x)
     return f"{x[where]} 0x{x.view(f'u{x.dtype.itemsize}')[where]:0{2 * x.dtype.itemsize}x}"
@@ -151,11 +160,12 @@ def _hex(x: np.ndarray, where: int) -> str:
 
 def _real(x: np.ndarray) -> np.ndarray:
     x = np.ascontiguousarray(x).reshape(-1)
-    return x.view(x.real.dtype) if np.iscomplexobj(x) else x
+    return x.view(x.dtype.char.lower()) if np.iscomplexobj(x) else x
 
 
 def _distance(actual: np.ndarray | None, expected: np.ndarray) -> float:
-    assert actual is not None
+    if not _same_kind(actual, expected):
+        return float("inf")
     a, b = (_real(x) for x in (actual, expected))
     eps = float(jnp.finfo(a.dtype).eps)
     finite = np.isfinite(a.astype(np.float64)) & np.isfinite(b.astype(np.float64))

@@ -1,0 +1,33 @@
+"""Why a step or a run ended."""
+
+from enum import IntEnum
+
+import jax
+import jax.numpy as jnp
+
+
+class Stop(IntEnum):
+    """Why a step or a run ended. In a state it is an int32 array: `Stop(int(state.slots.stop)).name`."""
+
+    NOT_YET = 0
+    GRADIENT = 1  # the largest element of the gradient is within the tolerance
+    CHANGE = 2  # the step, or the change of the loss, is within the tolerance
+    DIRECTION = 3  # the direction does not descend by more than the tolerance
+    LINE_SEARCH = 4  # the line search found no better point
+    MAX_ITER = 5  # as many iterations (steps, in a run) as were allowed
+    MAX_EVAL = 6  # as many evaluations as were allowed
+    NON_FINITE = 7  # the last loss or gradient is infinite or not a number
+
+
+def first_of(*reasons: tuple[jax.Array, Stop]) -> jax.Array:
+    """The first reason whose condition holds, NOT_YET where none does."""
+    stop = jnp.int32(Stop.NOT_YET)
+    for condition, reason in reversed(reasons):
+        stop = jnp.where(condition, jnp.int32(reason), stop)
+    return stop
+
+
+def or_non_finite(stop: jax.Array, loss: jax.Array, gradient: jax.Array) -> jax.Array:
+    """The reason as it is reported: NON_FINITE, whatever it was, where the loss or its gradient is."""
+    finite = jnp.isfinite(loss) & jnp.all(jnp.isfinite(gradient))
+    return jnp.where(finite, stop, jnp.int32(Stop.NON_FINITE))

@@ -1,0 +1,62 @@
+"""A scheduler as an optax.Schedule."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxopt_port.lr_scheduler.scheduler import Scheduler
+from jaxopt_port.optimizer import OptState
+from jaxopt_port.scalars import float64, to_float64
+
+
+def as_schedule(scheduler: Scheduler, lr: float, steps: int | None = None) -> optax.Schedule:
+    """The rates of a scheduler for one of optax's optimizers.
+
+    Args:
+      scheduler: any but `reduce_lr_on_plateau`.
+      lr: the initial rate.
+      steps: give the rates of `step`, from a table of so many; after them the last one stays. Without it the rates are
+        those of `step_to`: the closed form, which differs in the last bits of a float64. A scheduler whose rates
+        depend on those before (sequential, chained, multiplicative, SWALR) has none and needs `steps`.
+
+    Returns:
+      `count -> rate`, jittable; a float32, or a float64 under `jax_enable_x64`.
+
+    Raises:
+      ValueError: the scheduler needs `steps`, or a metric.
+
+    Example:
+      >>> import optax
+      >>> from jaxopt_port.lr_scheduler import step_lr
+      >>> schedule = as_schedule(step_lr(step_size=10), lr=0.5)
+      >>> optimizer = optax.sgd(schedule)
+      >>> schedule(10)
+      Array(0.05, dtype=float32)
+    """
+    if scheduler.name == "ReduceLROnPlateau":
+        raise ValueError("ReduceLROnPlateau depends on a metric: it is no schedule of the step")
+    if steps is None and not scheduler.by_epoch:
+        raise ValueError(
+            f"the rates of {scheduler.name} depend on those before: give as_schedule the steps to tabulate"
+        )
+    group = {"lr": to_float64(lr), "momentum": to_float64(0.0)}  # momentum for the schedulers that cycle it
+    sched, state = scheduler.init(OptState(steps=(), slots=None, param_groups=(group,)))
+    table = np.empty(0)
+    if steps is not None:
+        rates = scheduler.get_last_lr(sched)
+        for _ in range(steps - 1):
+            sched, state = scheduler.step(sched, state)
+            rates += scheduler.get_last_lr(sched)
+        table = np.array(rates)
+
+    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
+        dtype = jax.dtypes.canonicalize_dtype(float)
+        with float64():
+            if steps is not None:
+                rate = jnp.asarray(table).at[jnp.asarray(count)].get(mode="clip")
+            else:
+                rate = scheduler.step_to(sched, state, jnp.asarray(count))[0]["_last_lr"][0]
+            return jnp.asarray(rate).astype(dtype)
+
+    return schedule

@@ -1,0 +1,115 @@
+"""The scheduler that looks at a metric."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from jaxopt_port.lr_scheduler.number import Condition, Number, either, largest
+from jaxopt_port.lr_scheduler.scheduler import Groups, Sched, Scheduler, lrs
+
+
+def reduce_lr_on_plateau(
+    mode: Literal["min", "max"] = "min",
+    factor: float = 0.1,
+    patience: int = 10,
+    threshold: float = 1e-4,
+    threshold_mode: Literal["rel", "abs"] = "rel",
+    cooldown: int = 0,
+    min_lr: float | Sequence[float] = 0,
+    eps: float = 1e-8,
+) -> Scheduler:
+    r"""Reduces the rate when a metric has stopped improving: torch's ReduceLROnPlateau.
+
+    .. math:: \eta_t = \max(f \eta_{t-1}, \eta_{min}) \text{ after more than `patience` epochs without a new best}
+
+    `step(sched, state, metric)` takes the metric. NaN is never better.
+
+    Args:
+      mode: whether less ("min") or more ("max") is better.
+      factor: the factor, :math:`f`.
+      patience: how many epochs without improvement are borne.
+      threshold: by how much a new best has to be better.
+      threshold_mode: "rel", times the best, or "abs".
+      cooldown: for how many epochs after a reduction nothing counts as bad.
+      min_lr: the lowest rate, or a list with one for each group.
+      eps: a reduction of no more than this is not made.
+
+    Returns:
+      A `Scheduler`.
+
+    Raises:
+      ValueError: an option out of range, in torch's words; at `init`, another number of rates than of groups.
+
+    Example:
+      >>> import jaxopt_port as optim
+      >>> scheduler = reduce_lr_on_plateau(factor=0.5, patience=1)
+      >>> sched, state = scheduler.init(optim.sgd(lr=1.0).init({}))
+      >>> for loss in [3.0, 2.0, 2.0, 2.0]:
+      ...     sched, state = scheduler.step(sched, state, loss)
+      ...     print(scheduler.get_last_lr(sched))
+      [1.0]
+      [1.0]
+      [1.0]
+      [0.5]
+
+    Source: torch/optim/lr_scheduler.py, ReduceLROnPlateau.
+    """
+    if factor >= 1.0:
+        raise ValueError("Factor should be < 1.0.")
+    if mode not in ("min", "max"):
+        raise ValueError(f"mode {mode} is unknown!")
+    if threshold_mode not in ("rel", "abs"):
+        raise ValueError(f"threshold mode {threshold_mode} is unknown!")
+    worst = math.inf if mode == "min" else -math.inf
+    shared_min = None if isinstance(min_lr, list | tuple) else min_lr
+
+    def construct(groups: Groups) -> Sched:
+        min_lrs = list(min_lr) if isinstance(min_lr, list | tuple) else [min_lr] * len(groups)
+        if len(min_lrs) != len(groups):
+            raise ValueError(f"expected {len(groups)} min_lrs, got {len(min_lrs)}")
+        return {
+            "best": worst,
+            "num_bad_epochs": 0,
+            "cooldown_counter": 0,
+            "last_epoch": 0,
+            "min_lrs": list(map(float, min_lrs)),
+            "_last_lr": lrs(groups),
+        }
+
+    def is_better(metric: Number, best: Number) -> Condition:
+        if mode == "min":
+            return metric < best * (1.0 - threshold) if threshold_mode == "rel" else metric < best - threshold
+        return metric > best * (threshold + 1.0) if threshold_mode == "rel" else metric > best + threshold
+
+    def advance(s: Sched, groups: Groups, epoch: Number | None, metric: Number | None) -> None:
+        if metric is None:
+            raise TypeError("ReduceLROnPlateau needs the metric: step(sched, state, metric)")
+        s["last_epoch"] = s["last_epoch"] + 1 if epoch is None else epoch
+        better = is_better(metric, s["best"])
+        bad = either(better, lambda: 0, lambda: s["num_bad_epochs"] + 1)
+        s["best"] = either(better, lambda: metric, lambda: s["best"])
+        left = s["cooldown_counter"]
+        left, bad = either(left > 0, lambda: [left - 1, 0], lambda: [left, bad])
+        reduce = bad > patience
+        s["cooldown_counter"], s["num_bad_epochs"] = either(reduce, lambda: [cooldown, 0], lambda: [left, bad])
+        for group, least in zip(groups, s["min_lrs"], strict=True):
+            old = group["lr"]
+            new = largest(old * factor, least)
+            group["lr"] = either(reduce & (old - new > eps), lambda: new, lambda: old)  # noqa: B023  called at once
+        s["_last_lr"] = lrs(groups)
+
+    def nested(s: Sched, groups: Groups | None = None) -> None:
+        raise NotImplementedError("ReduceLROnPlateau cannot be in another scheduler")
+
+    options = {
+        "factor": factor,
+        "default_min_lr": shared_min,
+        "patience": patience,
+        "cooldown": cooldown,
+        "eps": eps,
+        "mode_worse": worst,
+        "mode": mode,
+        "threshold": threshold,
+        "threshold_mode": threshold_mode,
+    }
+    return Scheduler("ReduceLROnPlateau", options, construct, nested, advance, nested, nested)

@@ -1,0 +1,288 @@
+"""Scheduler, and what all of them share: torch's counters, the base rates, the groups, the initial step.
+
+Inside, a scheduler is written as torch's is, over two things it may change: `s`, torch's attributes by torch's names,
+and `groups`, torch's `optimizer.param_groups`. Both are copies with numbers in them (`number.py`) that `Scheduler`
+makes of the states before a call and turns into new states after it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from jaxopt_port.hyper import find_state, replace_state
+from jaxopt_port.lr_scheduler.number import Double, Number
+from jaxopt_port.optimizer import OptState
+from jaxopt_port.scalars import Scalar, float64, is_known
+
+T = TypeVar("T")
+Sched = dict[str, Any]
+Groups = list[dict[str, Any]]
+
+SCHEDULED = ("lr", "momentum", "betas")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Scheduler:
+    """A learning rate scheduler, as pure functions.
+
+    Called from Python it computes with Python's numbers, on any backend with torch's bits; that reads the state, and
+    so waits for the step that computes it. Under jit (`jax.jit(scheduler.step)`, or inside a training step or a scan)
+    it reads nothing and waits for nothing, and on CPU has the same bits.
+
+    The state `sched` is a dict of arrays by torch's names (`last_epoch`, `base_lrs`, `_last_lr`, ...). In
+    `sched["param_groups"]` is what torch's scheduler adds to the optimizer's groups, `initial_lr` for example.
+
+    Args:
+      name: torch's class.
+      options: torch's attributes that do not change, by torch's names.
+      construct: `groups -> s`, torch's constructor.
+      initial_step: `(s, groups)`, torch's `_initial_step`.
+      advance: `(s, groups, epoch, metric)`, torch's `step`.
+      enter: `(s, groups)`, what SequentialLR does to a scheduler whose turn it is: torch's `_update_lr(0)`.
+      undo: `(s)`, how SequentialLR takes back the initial step.
+      by_epoch: the rates that `step_to` gives depend on the epoch alone.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+    construct: Callable[[Groups], Sched]
+    initial_step: Callable[[Sched, Groups], None]
+    advance: Callable[[Sched, Groups, Number | None, Number | None], None]
+    enter: Callable[[Sched, Groups], None]
+    undo: Callable[[Sched], None]
+    by_epoch: bool = False
+
+    def __repr__(self) -> str:
+        return f"{self.name}({', '.join(f'{name}={value!r}' for name, value in self.options.items())})"
+
+    def init(self, state: T, after: Sched | None = None) -> tuple[Sched, T]:
+        """torch's constructor, which sets the rates of epoch 0.
+
+        Args:
+          state: an OptState, or a pytree with one inside (a chain's state, a TrainState).
+          after: the state of a scheduler made before on the same optimizer. torch's share `initial_lr`, and what else
+            they add to the groups. Without it the rates in `state` are the initial ones.
+
+        Returns:
+          `(sched, state)`.
+
+        Raises:
+          ValueError: an option that does not fit the optimizer's groups, in torch's words.
+          KeyError: `last_epoch` is given, and the groups have no `initial_lr` to resume from.
+        """
+        optimizer = find_state(state)
+        added = [{} for _ in optimizer.param_groups] if after is None else after["param_groups"]
+        with float64():
+            live, added = _numbers((_scheduled(optimizer), added))
+            groups = _join(live, added)
+            s = self.construct(groups)
+            s["param_groups"] = _added(groups)
+            return jax.tree.map(_new_array, s), replace_state(state, _write(optimizer, live, groups))
+
+    def step(self, sched: Sched, state: T, metric: Scalar | None = None) -> tuple[Sched, T]:
+        """torch's `scheduler.step()`, in the chainable form: from the last rate to the next.
+
+        Args:
+          sched: what `init` or the last step returned.
+          state: an OptState, or a pytree with one inside.
+          metric: what `reduce_lr_on_plateau` looks at.
+
+        Returns:
+          `(sched, state)`.
+        """
+        return self._step(sched, state, None, metric)
+
+    def step_to(self, sched: Sched, state: T, epoch: Scalar, metric: Scalar | None = None) -> tuple[Sched, T]:
+        """torch's `scheduler.step(epoch)`: the closed form where there is one. It differs in the last bits.
+
+        Args:
+          sched: what `init` or the last step returned.
+          state: an OptState, or a pytree with one inside.
+          epoch: the epoch to be at, an integer; for `cosine_annealing_warm_restarts` it may lie between two.
+          metric: what `reduce_lr_on_plateau` looks at.
+
+        Returns:
+          `(sched, state)`.
+
+        Raises:
+          TypeError: `sequential_lr` and `chained_scheduler`, which take no epoch.
+        """
+        return self._step(sched, state, epoch, metric)
+
+    def get_last_lr(self, sched: Sched) -> list[Any]:
+        """The learning rate of each group, as Python floats; in a trace as float64 arrays."""
+        return [float(x) if is_known(x) else x for x in sched["_last_lr"]]
+
+    def _step(self, sched: Sched, state: T, epoch: Any, metric: Any) -> tuple[Sched, T]:
+        optimizer = find_state(state)
+        with float64():
+            live = _scheduled(optimizer)
+            _check_float64((live, sched))
+            live, s, epoch, metric = _numbers((live, sched, epoch, metric))
+            before = jax.tree.map(lambda x: x, s)
+            groups = _join(live, s.pop("param_groups"))
+            self.advance(s, groups, epoch, metric)
+            s["param_groups"] = _added(groups)
+            return jax.tree.map(_array, s, before, sched), replace_state(state, _write(optimizer, live, groups))
+
+
+def scheduler(
+    name: str,
+    get_lr: Callable[[Sched, Groups], list[Number]],
+    closed_form: Callable[[Sched, Groups], list[Number]] | None = None,
+    *,
+    options: Mapping[str, Any],
+    last_epoch: int,
+    setup: Callable[[Groups], Sched] = lambda groups: {},
+    first: Callable[[Sched, Groups], list[Number]] | None = None,
+    walk: Callable[[Sched, Number | None], None] | None = None,
+    by_epoch: bool = False,
+) -> Scheduler:
+    """torch's LRScheduler: what a scheduler needs beside its formulas.
+
+    Args:
+      name: torch's class.
+      get_lr: `(s, groups) -> rates`, the chainable form.
+      closed_form: `(s, groups) -> rates`, torch's `_get_closed_form_lr`.
+      options: torch's attributes that do not change.
+      last_epoch: torch's argument.
+      setup: `groups -> s`, what the constructor does before it reads the base rates.
+      first: what the constructor's initial step takes in place of `get_lr`: torch's `_is_initial`.
+      walk: `(s, epoch)`, how the counters move where it is not as in torch's LRScheduler.
+      by_epoch: `get_lr` depends on the epoch alone. A closed form always does.
+    """
+
+    def construct(groups: Groups) -> Sched:
+        s = setup(groups)
+        for i, group in enumerate(groups):
+            if last_epoch == -1:
+                group.setdefault("initial_lr", group["lr"])
+            elif "initial_lr" not in group:
+                raise KeyError(
+                    f"param 'initial_lr' is not specified in param_groups[{i}] when resuming scheduler with "
+                    "last_epoch >= 0: give the scheduler state that has it, init(state, after=sched)"
+                )
+        s = {"base_lrs": [group["initial_lr"] for group in groups], "last_epoch": last_epoch, **s}
+        initial_step(s, groups)
+        return s
+
+    def initial_step(s: Sched, groups: Groups) -> None:
+        s["_step_count"] = 0
+        move(s, groups, None, first or get_lr)
+
+    def advance(s: Sched, groups: Groups, epoch: Number | None, metric: Number | None) -> None:
+        if metric is not None:
+            raise TypeError(f"{name} takes no metric; to go to an epoch call step_to(sched, state, epoch)")
+        move(s, groups, epoch, get_lr if epoch is None else closed_form or get_lr)
+
+    def move(s: Sched, groups: Groups, epoch: Number | None, form: Callable[[Sched, Groups], list[Number]]) -> None:
+        if walk is None:
+            s["_step_count"] += 1
+            s["last_epoch"] = s["last_epoch"] + 1 if epoch is None else epoch
+        else:
+            walk(s, epoch)
+        set_lrs(s, groups, form(s, groups))
+
+    def enter(s: Sched, groups: Groups) -> None:
+        s["last_epoch"] = 0
+        set_lrs(s, groups, (closed_form or get_lr)(s, groups))
+
+    def set_lrs(s: Sched, groups: Groups, new: list[Number]) -> None:
+        for group, lr in zip(groups, new, strict=True):
+            group["lr"] = lr
+        s["_last_lr"] = lrs(groups)
+
+    def undo(s: Sched) -> None:
+        s["last_epoch"] -= 1
+
+    by_epoch = by_epoch or closed_form is not None
+    return Scheduler(name, options, construct, initial_step, advance, enter, undo, by_epoch)
+
+
+def lrs(groups: Groups) -> list[Number]:
+    """The learning rate of each group."""
+    return [group["lr"] for group in groups]
+
+
+def unchanged(s: Sched, groups: Groups) -> list[Number]:
+    """The rates that the groups have, as a `first`."""
+    return lrs(groups)
+
+
+def per_group(name: str, groups: Groups, value: Any) -> list[float]:
+    """torch's _format_param: a number for each group, or the list of them that was given."""
+    if not isinstance(value, list | tuple):
+        return [float(value)] * len(groups)
+    if len(value) != len(groups):
+        raise ValueError(
+            f"{name} must have the same length as optimizer.param_groups. "
+            f"{name} has {len(value)} values, param_groups has {len(groups)}."
+        )
+    return list(map(float, value))
+
+
+def _scheduled(optimizer: OptState) -> list[dict[str, Any]]:
+    """What schedulers read and set, without the boxes that nnx.Optimizer puts around every array of its state."""
+    return [
+        {
+            name: jax.tree.leaves(value) if isinstance(value, tuple) else jax.tree.leaves(value)[0]
+            for name, value in group.items()
+            if name in SCHEDULED
+        }
+        for group in optimizer.param_groups
+    ]
+
+
+def _numbers(tree: Any) -> Any:
+    """Every array as a number."""
+    if any(isinstance(x, Tracer) for x in jax.tree.leaves(tree)):
+        return jax.tree.map(Double.scalar, tree)
+    return jax.tree.map(lambda x: x.item() if hasattr(x, "item") else x, jax.device_get(tree))
+
+
+def _array(new: Number, before: Number, old: Any) -> Any:
+    """A number as an array, as it was where the number has not changed."""
+    return old if new is before else _new_array(new, old.dtype)
+
+
+def _new_array(x: Number, dtype: Any = None) -> jax.Array:
+    if isinstance(x, Double):
+        return x.value.astype(dtype or jnp.float64)
+    dtype = np.dtype(dtype or (np.int32 if isinstance(x, int) else np.float64))
+    if dtype.kind == "i" and x != int(x):
+        raise TypeError(f"the epoch has to be an integer, not {x}")
+    return jnp.asarray(np.asarray(x, dtype))
+
+
+def _join(live: Groups, added: Groups) -> Groups:
+    return [{**one, **other} for one, other in zip(live, added, strict=True)]
+
+
+def _added(groups: Groups) -> Groups:
+    return [{name: value for name, value in group.items() if name not in SCHEDULED} for group in groups]
+
+
+def _write(optimizer: OptState, live: Groups, groups: Groups) -> OptState:
+    """The optimizer's state with what has changed in the groups."""
+    new = [dict(group) for group in optimizer.param_groups]
+    for group, before, after in zip(new, live, groups, strict=True):
+        for name in before:
+            leaves, treedef = jax.tree.flatten(group[name])
+            values = zip(*(jax.tree.leaves([x]) for x in (after[name], before[name])), leaves, strict=True)
+            group[name] = treedef.unflatten(_array(*each) for each in values)
+    return optimizer._replace(param_groups=tuple(new))
+
+
+def _check_float64(states: tuple[Groups, Sched]) -> None:
+    for owner, tree in zip(("optimizer", "scheduler"), states, strict=True):
+        for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]:
+            if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype != jnp.float64:
+                raise TypeError(
+                    f"{jax.tree_util.keystr(path)} of the {owner}'s state is {x.dtype}, not float64. Pass a state that "
+                    "came back from a file or from device_get through jaxopt_port.restore first."
+                )

@@ -1,0 +1,157 @@
+"""Schedulers that go from one factor of the base rate to another: constant, linear, polynomial."""
+
+from jaxopt_port.lr_scheduler.number import Number, either, smallest
+from jaxopt_port.lr_scheduler.scheduler import Groups, Sched, Scheduler, lrs, scheduler, unchanged
+
+
+def constant_lr(factor: float = 1.0 / 3, total_iters: int = 5, last_epoch: int = -1) -> Scheduler:
+    r"""Multiplies the rate by `factor` until `total_iters`: torch's ConstantLR.
+
+    .. math:: \eta_0 = \eta f, \quad \eta_T = \eta_{T-1} (1 / f); \quad
+      \text{closed: } \eta_t = \eta (f + [t \ge T] (1 - f))
+
+    Args:
+      factor: the factor, :math:`f`.
+      total_iters: the epoch at which it is undone, :math:`T`.
+      last_epoch: the epoch to resume from, -1 to start; see `Scheduler.init`.
+
+    Returns:
+      A `Scheduler`.
+
+    Raises:
+      ValueError: a factor outside [0, 1].
+      ZeroDivisionError: `step` cannot undo a factor of 0: at `total_iters`, as torch, and at once under jit.
+
+    Example:
+      >>> import jaxopt_port as optim
+      >>> scheduler = constant_lr(factor=0.5, total_iters=2)
+      >>> sched, state = scheduler.init(optim.sgd(lr=1.0).init({}))
+      >>> for epoch in range(2):
+      ...     sched, state = scheduler.step(sched, state)
+      ...     print(scheduler.get_last_lr(sched))
+      [0.5]
+      [1.0]
+
+    Source: torch/optim/lr_scheduler.py, ConstantLR.
+    """
+    if factor > 1.0 or factor < 0:
+        raise ValueError("Constant multiplicative factor expected to be between 0 and 1.")
+
+    def get_lr(s: Sched, groups: Groups) -> list[Number]:
+        def later() -> list[Number]:
+            stays = s["last_epoch"] != total_iters
+            return either(stays, lambda: lrs(groups), lambda: [group["lr"] * (1.0 / factor) for group in groups])
+
+        return either(s["last_epoch"] == 0, lambda: [group["lr"] * factor for group in groups], later)
+
+    def closed_form(s: Sched, groups: Groups) -> list[Number]:
+        over = either(s["last_epoch"] >= total_iters, lambda: 1, lambda: 0)
+        return [base_lr * (factor + over * (1 - factor)) for base_lr in s["base_lrs"]]
+
+    options = {"factor": factor, "total_iters": total_iters}
+    return scheduler("ConstantLR", get_lr, closed_form, options=options, last_epoch=last_epoch)
+
+
+def linear_lr(
+    start_factor: float = 1.0 / 3, end_factor: float = 1.0, total_iters: int = 5, last_epoch: int = -1
+) -> Scheduler:
+    r"""Goes from one factor of the rate to another along a line: torch's LinearLR.
+
+    .. math:: \eta_t = \eta_{t-1} \left(1 + \frac{b - a}{T a + (t - 1)(b - a)}\right) \text{ for } t \le T; \quad
+      \text{closed: } \eta_t = \eta (a + (b - a) \min(T, t) / T)
+
+    Args:
+      start_factor: the factor at the start, :math:`a`.
+      end_factor: the factor at the end, :math:`b`.
+      total_iters: how many epochs it takes, :math:`T`.
+      last_epoch: the epoch to resume from, -1 to start; see `Scheduler.init`.
+
+    Returns:
+      A `Scheduler`.
+
+    Raises:
+      ValueError: a start factor outside (0, 1], an end factor outside [0, 1].
+
+    Example:
+      >>> import jaxopt_port as optim
+      >>> scheduler = linear_lr(start_factor=0.5, total_iters=2)
+      >>> sched, state = scheduler.init(optim.sgd(lr=1.0).init({}))
+      >>> for epoch in range(2):
+      ...     sched, state = scheduler.step(sched, state)
+      ...     print(scheduler.get_last_lr(sched))
+      [0.75]
+      [1.0]
+
+    Source: torch/optim/lr_scheduler.py, LinearLR.
+    """
+    if start_factor > 1.0 or start_factor <= 0:
+        raise ValueError("Starting multiplicative factor expected to be greater than 0 and less or equal to 1.")
+    if end_factor > 1.0 or end_factor < 0:
+        raise ValueError("Ending multiplicative factor expected to be between 0 and 1.")
+    gain = end_factor - start_factor
+
+    def started(s: Sched, groups: Groups) -> list[Number]:
+        at_0 = s["last_epoch"] == 0
+        return either(at_0, lambda: [group["lr"] * start_factor for group in groups], lambda: lrs(groups))
+
+    def get_lr(s: Sched, groups: Groups) -> list[Number]:
+        t = s["last_epoch"]
+
+        def on_the_way() -> list[Number]:
+            factor = 1.0 + gain / (total_iters * start_factor + (t - 1) * gain)
+            return [group["lr"] * factor for group in groups]
+
+        return either((t == 0) | (t > total_iters), lambda: started(s, groups), on_the_way)
+
+    def closed_form(s: Sched, groups: Groups) -> list[Number]:
+        factor = start_factor + gain * smallest(total_iters, s["last_epoch"]) / total_iters
+        return [base_lr * factor for base_lr in s["base_lrs"]]
+
+    options = {"start_factor": start_factor, "end_factor": end_factor, "total_iters": total_iters}
+    return scheduler("LinearLR", get_lr, closed_form, options=options, last_epoch=last_epoch, first=started)
+
+
+def polynomial_lr(total_iters: int = 5, power: float = 1.0, last_epoch: int = -1) -> Scheduler:
+    r"""Decays the rate to 0 along a polynomial: torch's PolynomialLR.
+
+    .. math:: \eta_t = \eta_{t-1} \left(\frac{1 - t / T}{1 - (t - 1) / T}\right)^p \text{ for } t \le T; \quad
+      \text{closed: } \eta_t = \eta (1 - \min(T, t) / T)^p
+
+    Args:
+      total_iters: how many epochs it takes, :math:`T`.
+      power: :math:`p`.
+      last_epoch: the epoch to resume from, -1 to start; see `Scheduler.init`.
+
+    Returns:
+      A `Scheduler`.
+
+    Example:
+      >>> import jaxopt_port as optim
+      >>> scheduler = polynomial_lr(total_iters=4)
+      >>> sched, state = scheduler.init(optim.sgd(lr=1.0).init({}))
+      >>> for epoch in range(4):
+      ...     sched, state = scheduler.step(sched, state)
+      ...     print(scheduler.get_last_lr(sched))
+      [0.75]
+      [0.5]
+      [0.25]
+      [0.0]
+
+    Source: torch/optim/lr_scheduler.py, PolynomialLR.
+    """
+
+    def get_lr(s: Sched, groups: Groups) -> list[Number]:
+        t = s["last_epoch"]
+
+        def decayed() -> list[Number]:
+            factor = ((1.0 - t / total_iters) / (1.0 - (t - 1) / total_iters)) ** power
+            return [group["lr"] * factor for group in groups]
+
+        return either(t > total_iters, lambda: lrs(groups), decayed)
+
+    def closed_form(s: Sched, groups: Groups) -> list[Number]:
+        factor = (1.0 - smallest(total_iters, s["last_epoch"]) / total_iters) ** power
+        return [base_lr * factor for base_lr in s["base_lrs"]]
+
+    options = {"total_iters": total_iters, "power": power}
+    return scheduler("PolynomialLR", get_lr, closed_form, options=options, last_epoch=last_epoch, first=unchanged)

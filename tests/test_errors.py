@@ -1,0 +1,175 @@
+"""What is wrong is refused: options as torch refuses them, trees and states with one clear error."""
+
+import inspect
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxopt_port as optim
+from tests.helpers import MATRICES, RULES, SPARSE, make, make_grads, make_params
+
+NAN = math.nan
+BAD = {  # values outside the range of some optimizer; torch says of which
+    "lr": [-1.0, NAN, np.ones(2)],
+    "betas": [(1.0, 0.9), (-0.1, 0.9), (0.9, 1.0), (0.9, -0.5), (NAN, 0.9)],
+    "eps": [-1.0, NAN, (-1.0, 1e-3), (None, -1.0)],
+    "weight_decay": [-1.0, NAN],
+    "momentum": [-1.0, NAN, 1.0],
+    "dampening": [-1.0],
+    "nesterov": [True],
+    "alpha": [-1.0, NAN],
+    "rho": [-0.5, 1.5, NAN],
+    "lr_decay": [-1.0],
+    "initial_accumulator_value": [-1.0],
+    "momentum_decay": [-1.0],
+    "etas": [(0.0, 1.2), (0.5, 1.0), (1.2, 0.5)],
+    "step_sizes": [(1.0, 0.1)],
+    "lambd": [-1.0],
+    "t0": [-1.0],
+    "beta2_decay": [0.5],
+    "d": [0.5],
+    "ns_steps": [100, 1000],
+    "ns_coefficients": [(1.0, 2.0)],
+    "adjust_lr_fn": ["other"],
+}
+CASES = [
+    pytest.param(name, option, value, id=f"{name}-{option}={value}")
+    for name in RULES
+    for option in inspect.signature(optim.optimizers[name]).parameters
+    for value in BAD.get(option, [])
+    if isinstance(value, tuple)
+    == isinstance(inspect.signature(optim.optimizers[name]).parameters[option].default, tuple)
+]
+PARAMS = make_params("adam")
+GRADS = make_grads("adam", 0)
+
+
+def outcome(factory):
+    try:
+        factory()
+    except Exception as error:
+        return type(error), str(error)
+    return None
+
+
+def torch_outcome(name, option, value):
+    """What torch's optimizer says, at the latest in its first step: Muon's checks some options there."""
+    import torch
+
+    from tests.oracle import torch_class
+
+    tensor = torch.nn.Parameter(torch.ones(2, 2))
+    tensor.grad = torch.ones(2, 2).to_sparse(1) if name == SPARSE else torch.ones(2, 2)
+    value = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+    return outcome(lambda: torch_class(name)([tensor], **{option: value}).step())  # pyright: ignore[reportCallIssue]
+
+
+@pytest.mark.parametrize(("name", "option", "value"), CASES)
+def test_bad_options_are_refused_as_torch_refuses_them(name, option, value):
+    pytest.importorskip("torch")
+    expected = torch_outcome(name, option, value)
+    if name == "sgd" and value is NAN:
+        assert expected is None  # torch's SGD takes NaN, where the others do not; ours does not either
+        expected = (ValueError, "Invalid " + {"lr": "learning rate: nan"}.get(option, f"{option} value: nan"))
+    assert outcome(lambda: optim.optimizers[name](**{option: value})) == expected
+
+
+def test_torch_refuses_most_of_these():
+    pytest.importorskip("torch")
+    refused = [torch_outcome(*case.values) is not None for case in CASES]
+    assert sum(refused) > 0.7 * len(CASES)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: optim.adam(PARAMS), TypeError, r"lr must be a number, not a dict: .*optimizer\.init\(params\)"),
+        (lambda: optim.sgd(lr=optax.constant_schedule(1.0)), TypeError, r"not a function: .*set_hyper\(state, lr="),
+        (lambda: optim.adam(betas=(0.9,)), ValueError, r"Invalid betas: \(0\.9,\), two numbers are needed"),
+        (lambda: optim.adam(betas=(0.9, 0.99, 0.999)), ValueError, "two numbers are needed"),
+        (lambda: optim.adam(foreach=True), TypeError, "unexpected keyword argument 'foreach'"),
+    ],
+)
+def test_what_a_torch_user_may_write(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_gradient_tree_of_another_shape(name):
+    optimizer = make(name)
+    params, grads = make_params(name), make_grads(name, 0)
+    state = optimizer.init(params)
+    for wrong in ({"bias": grads["bias"]}, {**grads, "more": grads["bias"]}, list(grads.values()), None):
+        for call in (optimizer.step, optimizer.update, jax.jit(optimizer.step)):
+            with pytest.raises(ValueError, match="the tree of the gradients is not that of the parameters: "):
+                call(wrong, state, params)
+
+
+@pytest.mark.parametrize("name", [n for n in RULES if n != SPARSE])
+def test_a_gradient_of_another_shape_or_dtype(name):
+    optimizer = make(name)
+    params, grads = make_params(name), make_grads(name, 0)
+    state = optimizer.init(params)
+    for call in (optimizer.step, optimizer.update, jax.jit(optimizer.step)):
+        with pytest.raises(
+            ValueError, match=r"the gradient of 'kernel' is float32\[1, 3\], its parameter float32\[4, 3\]"
+        ):
+            call({**grads, "kernel": jnp.ones((1, 3))}, state, params)
+        with pytest.raises(TypeError, match=r"the gradient of 'kernel' is bfloat16\[4, 3\], its parameter float32"):
+            call({**grads, "kernel": jnp.ones((4, 3), jnp.bfloat16)}, state, params)
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("value", [jnp.ones((2, 2), int), np.ones((2, 2), bool), 3])
+def test_an_integer_parameter(name, value):
+    with pytest.raises(TypeError, match=r"parameter 'layer/count' is (int32|bool): only floating .* frozen=True"):
+        make(name).init({"layer": {"count": value, "w": jnp.ones((2, 2))}})
+
+
+def test_update_needs_params():
+    optimizer = optim.adam()
+    with pytest.raises(ValueError, match=r"update needs the parameters: call update\(grads, state, params\)"):
+        optimizer.update(GRADS, optimizer.init(PARAMS))
+
+
+def test_a_replaced_update_function():
+    optimizer = optim.adam()._replace(update=optax.sgd(0.1).update)
+    for call in (optimizer.step, lambda grads, *args: optimizer.step_closure(lambda p: p["bias"].sum(), *args)):
+        with pytest.raises(TypeError, match="the update function of this Optimizer was replaced"):
+            call(GRADS, optim.adam().init(PARAMS), PARAMS)
+
+
+def test_a_state_that_is_not_the_optimizers():
+    optimizer = optim.adam()
+    state = optimizer.init(PARAMS)
+    grouped = optim.adam(param_groups=[optim.ParamGroup("bias", lr=0.1)])
+    for wrong, error, message in (
+        (optax.chain(optimizer).init(PARAMS), TypeError, "expected the OptState that init returned, got a tuple"),
+        (PARAMS, TypeError, "expected the OptState that init returned, got a dict"),
+        (optim.sgd().init(PARAMS), ValueError, r"another optimizer's: .*dampening.*this optimizer's .*betas"),
+        (grouped.init(PARAMS), ValueError, "another optimizer's: its parameter groups"),
+        (
+            optimizer.init({"w": jnp.ones(1)}),
+            ValueError,
+            "the tree of the optimizer state is not that of the parameters",
+        ),
+        (optimizer.init({**PARAMS, "bias": jnp.ones(1)}), ValueError, r"has an array \[1\] that should be \[3\]"),
+    ):
+        with pytest.raises(error, match=message):
+            optimizer.step(GRADS, wrong, PARAMS)
+    with pytest.raises(ValueError, match="another optimizer's"):
+        grouped.step(GRADS, state, PARAMS)  # it would have stepped nothing of the second group
+
+
+def test_what_an_optimizer_cannot_take_is_named():
+    for name in {MATRICES, SPARSE} & set(RULES):
+        params = {"layer": jnp.ones(3)}
+        optimizer = optim.optimizers[name]()
+        with pytest.raises((ValueError, RuntimeError, TypeError)) as error:
+            optimizer.step(params, optimizer.init(params), params)
+        assert "layer" in str(error.value) + "".join(getattr(error.value, "__notes__", []))

@@ -1,0 +1,59 @@
+"""A training step lowers for TPU, CUDA and CPU with 64-bit types off."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxopt_port as optim
+from tests.helpers import MATRICES, RULES, SPARSE, assert_close, make, make_grads, make_params
+
+PLATFORMS = ("tpu", "cuda", "cpu")
+
+
+class MLP(nn.Module):
+    """Two layers; without biases for an optimizer that takes matrices only."""
+
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(1, use_bias=self.use_bias)(jnp.tanh(nn.Dense(4, use_bias=self.use_bias)(x)))
+
+
+def exported_equals_jit(step, *args):
+    assert not jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
+    exported = jax.export.export(jax.jit(step), platforms=PLATFORMS)(*args)
+    assert exported.platforms == PLATFORMS
+    assert np.dtype(np.float64) in {aval.dtype for aval in exported.in_avals}  # the hyper-parameters
+    assert [aval.dtype for aval in exported.out_avals] == [
+        x.dtype for x in jax.tree.leaves(jax.eval_shape(step, *args))
+    ]
+    assert_close(exported.call(*args), step(*args))
+
+
+@pytest.mark.parametrize("name", [n for n in RULES if n != SPARSE])
+def test_a_training_step_lowers_for_every_platform(name):
+    model = MLP(use_bias=name != MATRICES)
+    x, y = jnp.ones((2, 3)), jnp.ones((2, 1))
+    params = model.init(jax.random.key(0), x)["params"]
+    optimizer = make(name, param_groups=[optim.ParamGroup("Dense_0/.*", lr=0.5)])
+
+    def train_step(params, state, x, y):
+        loss, grads = jax.value_and_grad(lambda p: ((model.apply({"params": p}, x) - y) ** 2).mean())(params)
+        return loss, *optimizer.step(grads, state, params)
+
+    exported_equals_jit(train_step, params, optimizer.init(params), x, y)
+
+
+@pytest.mark.skipif(SPARSE not in RULES, reason="there is no sparse_adam yet")
+def test_a_sparse_step_lowers_for_every_platform():
+    optimizer = optim.optimizers[SPARSE]()
+    params, grads = make_params(SPARSE), make_grads(SPARSE, 0)
+    leaves, structure = jax.tree.flatten(grads)
+
+    def step(leaves, state, params):
+        return optimizer.step(structure.unflatten(leaves), state, params)
+
+    exported_equals_jit(step, leaves, optimizer.init(params), params)

@@ -1,0 +1,99 @@
+"""Parity with torch in an ordinary process, where both sides fuse multiply and add as they like.
+
+After 1,000 steps of 10,000 parameters ours are no further from torch's than torch's are from themselves with FMA and
+without (measured here, the latter in a process of its own), or 1 eps of the largest parameter where that is more.
+`tests/exact` shows that, with nothing fused, no bit differs.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.sparse import BCOO
+
+import jaxopt_port
+from tests.exact.compare import CLOSURES
+from tests.exact.conftest import selected_names
+
+torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
+from tests import oracle  # noqa: E402
+
+NAMES = [name for name in jaxopt_port.optimizers if name not in CLOSURES]
+RICH: dict[str, dict[str, Any]] = {
+    "adadelta": {"weight_decay": 0.1},
+    "adafactor": {"weight_decay": 0.1},
+    "adagrad": {"initial_accumulator_value": 0.1, "weight_decay": 0.1, "lr_decay": 0.01},
+    "adam": {"weight_decay": 0.1, "amsgrad": True},
+    "adamax": {"weight_decay": 0.1},
+    "adamw": {"amsgrad": True, "maximize": True},
+    "asgd": {"t0": 100, "weight_decay": 0.1},
+    "muon": {"weight_decay": 0.2, "momentum": 0.8},
+    "nadam": {"weight_decay": 0.1, "decoupled_weight_decay": True},
+    "radam": {"weight_decay": 0.1},
+    "rmsprop": {"weight_decay": 0.1, "centered": True, "momentum": 0.1},
+    "rprop": {"etas": (0.4, 1.3)},
+    "sgd": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+    "sparse_adam": {"lr": 0.01, "maximize": True},
+}
+STEPS = {"muon": 50}  # 1,000 for the others
+
+
+def _request(name: str, kwargs: dict[str, Any], dtype: str) -> tuple[str, dict[str, Any], str, int, bool]:
+    return name, kwargs, dtype, STEPS.get(name, 1000), name == "sparse_adam"
+
+
+@pytest.fixture(scope="module")
+def without_fma(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """Where torch ends in a process whose kernels do not use FMA."""
+    names = sorted(selected_names(request) & set(NAMES))
+    wanted = [_request(n, k, d) for n in names for k in ({}, RICH[n]) for d in ("float32", "float64")]
+    path = tmp_path_factory.mktemp("parity") / "ends.npz"
+    command = [sys.executable, "-m", "tests.oracle", str(path)]
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": "default", "OMP_NUM_THREADS": "1"}
+    root = Path(__file__).parents[1]
+    subprocess.run(command, input=json.dumps(wanted), text=True, cwd=root, env=environment, check=True)
+    return dict(np.load(path))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("which", ["default", "rich"])
+@pytest.mark.parametrize("name", NAMES)
+def test_as_near_to_torch_as_torch_to_itself(
+    name: str, which: str, dtype: str, without_fma: dict[str, np.ndarray]
+) -> None:
+    kwargs = RICH[name] if which == "rich" else {}
+    *_, steps, sparse = _request(name, kwargs, dtype)
+    start, grads = oracle.problem(dtype, steps, sparse)
+    oracle.one_thread()
+    theirs = oracle.trajectory(name, kwargs, start, grads, sparse)
+    plain = without_fma[f"{name}{json.loads(json.dumps(kwargs))}{dtype}"]
+    with jax.enable_x64(dtype == "float64"):
+        ours = _trajectory(name, kwargs, start, grads, sparse)
+    assert _distance(ours, theirs) <= max(_distance(plain, theirs), 1.0)
+
+
+def _trajectory(name: str, kwargs: dict[str, Any], start: np.ndarray, grads: np.ndarray, sparse: bool) -> np.ndarray:
+    optimizer = jaxopt_port.optimizers[name](**kwargs)
+
+    def body(carry: tuple[Any, Any], g: jax.Array) -> tuple[tuple[Any, Any], None]:
+        params, state = carry
+        return optimizer.step(BCOO.fromdense(g, nse=len(g), n_dense=1) if sparse else g, state, params), None
+
+    params = jnp.asarray(start)
+    (params, _), _ = jax.jit(lambda carry, grads: jax.lax.scan(body, carry, grads))(
+        (params, optimizer.init(params)), jnp.asarray(grads)
+    )
+    return np.asarray(params)
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> float:
+    """The largest difference, in eps of the largest number."""
+    wide = b.astype(np.float64)
+    return float(np.abs(a.astype(np.float64) - wide).max() / (np.abs(wide).max() * np.finfo(b.dtype).eps))

@@ -1,0 +1,159 @@
+"""The command: its run folder, its exit status, and its errors, each one line before any work is done."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from train.__main__ import main
+from train.config import RECIPES, parse
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *argv: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["train", *map(str, argv)])
+    return main()
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command(monkeypatch, "--limit", 30, "--epochs", 3) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"\d{8}-\d{6}-tutorial", folder.name)
+
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["optimizer"], config["lr"], config["limit"], config["batch_size"]) == ("sgd", 0.01, 30, 1)
+    assert "jax" in config["versions"]
+
+    lines = records(folder)
+    assert [(line["epoch"], line["step"]) for line in lines] == [(1, 30), (2, 60), (3, 90)]
+    assert [line["lr"] for line in lines] == [[0.01]] * 3
+    assert lines[0]["running_loss"] == pytest.approx(30 * lines[0]["loss"])
+    assert 60 < lines[0]["running_loss"] < 80  # 30 log(10) for a network that knows nothing
+    with PIL.Image.open(folder / "loss.png") as picture:
+        assert picture.size == (1350, 975)
+        assert np.asarray(picture).std() > 5
+
+    printed = capsys.readouterr().out
+    for line in lines:
+        assert f"{line['running_loss']:.4f}" in printed
+    assert f"the run is in {folder.relative_to(tmp_path)}" in printed
+
+
+def test_an_evaluated_run_with_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = "--recipe cifar10 --dataset digits --limit 64 --epochs 1 --optimizer adam --option betas=0.8,0.9 --quiet"
+    assert command(monkeypatch, *argv.split(), "--run-dir", tmp_path / "run") == 0
+    (line,) = records(tmp_path / "run")
+    assert line["lr"] == [1e-3]
+    assert 0 < line["test_accuracy"] < 1
+    assert line["test_loss"] > 0
+    assert (tmp_path / "run" / "loss.png").stat().st_size > 10_000
+
+
+def test_divergence_is_recorded_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(monkeypatch, "--limit", 20, "--lr", 1000, "--run-dir", tmp_path) == 1
+    line = records(tmp_path)[-1]
+    assert line["running_loss"] is None
+    assert (tmp_path / "loss.png").exists()
+    error = capsys.readouterr().err
+    assert re.search(rf"stopped: the loss is \w+ at step {line['step']}, step \d+ of epoch {line['epoch']}", error)
+    assert "PyTorch" not in error  # which nobody has run with this learning rate
+
+
+def test_the_tutorials_divergence_is_torchs_too() -> None:
+    from train.loop import Epoch
+    from train.run import diverged
+
+    last = Epoch(19, 180_007, np.array([1.0, np.nan]), np.zeros(2), np.ones(2), 1.0, (0.01,), None)
+    message = diverged(RECIPES["tutorial"](), last)
+    assert "at step 180,007, step 2 of epoch 19" in message
+    assert "PyTorch's run of this tutorial diverges too" in message
+
+
+def test_a_recipe_is_what_the_other_flags_change() -> None:
+    data_dir = ("--recipe", "cifar10", "--data-dir", "x")
+    assert parse([]) == RECIPES["tutorial"]()
+    assert parse([*data_dir, "--option", "nesterov=True"]).option == ("momentum=0.9", "nesterov=True")
+    changed = parse([*data_dir, "--lr", "0.5", "--batch-size=32"])
+    assert (changed.lr, changed.batch_size, changed.epochs) == (0.5, 32, RECIPES["cifar10"]().epochs)
+    adam = parse([*data_dir, "--optimizer", "adam"])
+    assert (adam.lr, adam.option) == (None, ())
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--recipe imagenet", "--recipe imagenet: unknown; the recipes are tutorial, cifar10"),
+        ("--batch-size 0", "--batch-size 0: must be at least 1"),
+        ("--epochs 0", "--epochs 0: must be at least 1"),
+        ("--limit -1", "--limit -1: must be at least 1"),
+        ("--steps 0", "--steps 0: must be at least 1"),
+        ("--seed -1", "--seed -1: must be at least 0"),
+        ("--optimizer sdg", r"--optimizer sdg: unknown; the optimizers are .*adam, .*sgd"),
+        ("--option momentun=0.9", r"--option momentun=0.9: sgd has no such option; it has momentum, dampening"),
+        ("--option momentum", "--option momentum: write KEY=VALUE"),
+        ("--option lr=1", "--option lr=1: write --lr 1"),
+        ("--option nesterov=yes", "--option nesterov=yes: the value must be a Python literal"),
+        ("--lr -1", "--optimizer sgd with lr=-1.0: Invalid learning rate: -1.0"),
+        ("--option nesterov=True", "--optimizer sgd with lr=0.01 nesterov=True: Nesterov momentum requires"),
+        ("--optimizer adam --option betas=0.9", "--optimizer adam with betas=0.9: "),
+        ("--dataset cifar10", "--dataset cifar10: say where it is with --data-dir DIR"),
+        ("--dataset cifar10 --data-dir nowhere", "--data-dir nowhere: no cifar10/VERSION/dataset_info.json there"),
+    ],
+)
+def test_errors_are_one_line(
+    argv: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command(monkeypatch, *argv.split()) == 2
+    error = capsys.readouterr().err
+    assert re.match(f"error: {message}", error)
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_never_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    assert command(monkeypatch, "--run-dir", tmp_path) == 2
+    assert (
+        capsys.readouterr().err == f"error: --run-dir {tmp_path}: exists and is not an empty directory; give another\n"
+    )
+    assert (tmp_path / "metrics.jsonl").read_text() == "{}\n"
+    assert command(monkeypatch, "--steps", 1, "--run-dir", tmp_path / "metrics.jsonl" / "run") == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_help_is_fast_and_a_typo_gets_a_hint() -> None:
+    code = "import sys, train.config; sys.exit(any(name in sys.modules for name in ('jax', 'matplotlib', 'torch')))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    typo = subprocess.run([sys.executable, "-m", "train", "--bach-size", "2"], capture_output=True, text=True)
+    assert typo.returncode == 2
+    assert "Perhaps you meant" in typo.stderr
+    assert "--batch-size" in typo.stderr
+
+
+def test_training_imports_neither_tensorflow_nor_torch_and_configures_nothing(tmp_path: Path) -> None:
+    code = f"""
+import sys, jax
+before = dict(jax.config.values)
+sys.argv = ["train", "--steps", "1", "--data-dir", {str(tmp_path)!r}, "--run-dir", {str(tmp_path / "run")!r}]
+from train.__main__ import main
+assert main() == 0
+assert jax.config.values == before
+assert not {{"tensorflow", "torch"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
