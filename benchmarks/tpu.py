@@ -1,4 +1,4 @@
-"""Compiles one step of every optimizer for a TPU topology, with no TPU: `pip install libtpu`, `python -m benchmarks.tpu`.
+"""Compiles a step of every optimizer for a TPU topology, with no TPU: `pip install libtpu`, `python -m benchmarks.tpu`.
 
 `jax.export` only lowers; this goes through the TPU's own compiler, float64 scalars included. It prints a line an
 optimizer. Nothing is run: values on TPU are not checked by it.

@@ -15,6 +15,10 @@ from collections.abc import Callable
 
 from jaxopt_port import lr_scheduler as lr_scheduler
 from jaxopt_port.closure.lbfgs import lbfgs as lbfgs
+from jaxopt_port.closure.minimize import Minimized as Minimized
+from jaxopt_port.closure.minimize import minimize as minimize
+from jaxopt_port.closure.nonlinear_cg import nonlinear_cg as nonlinear_cg
+from jaxopt_port.closure.stop import Stop as Stop
 from jaxopt_port.gradients import accumulate_grad as accumulate_grad
 from jaxopt_port.gradients import zero_grad as zero_grad
 from jaxopt_port.hyper import get_hyper as get_hyper
@@ -36,8 +40,24 @@ from jaxopt_port.rules.radam import radam as radam
 from jaxopt_port.rules.rmsprop import rmsprop as rmsprop
 from jaxopt_port.rules.rprop import rprop as rprop
 from jaxopt_port.rules.sgd import sgd as sgd
+from jaxopt_port.rules.sparse_adam import sparse_adam as sparse_adam
 
 optimizers: dict[str, Callable[..., Optimizer]] = {
     factory.__name__: factory
-    for factory in (adadelta, adafactor, adagrad, adam, adamax, adamw, asgd, muon, nadam, radam, rmsprop, rprop, sgd)
+    for factory in (
+        adadelta,
+        adafactor,
+        adagrad,
+        adam,
+        adamax,
+        adamw,
+        asgd,
+        muon,
+        nadam,
+        radam,
+        rmsprop,
+        rprop,
+        sgd,
+        sparse_adam,
+    )
 }

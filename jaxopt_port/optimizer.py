@@ -18,7 +18,7 @@ experiment (`python -m benchmarks.lift`, 2 cores, AdamW, float32, donated):
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ import optax
 
 from jaxopt_port import param_groups as groups_
 from jaxopt_port.param_groups import ParamGroup
-from jaxopt_port.scalars import float64, is_on, to_float64
+from jaxopt_port.scalars import float64, is_known, is_on, to_float64
 
 Tree = Any
 T = TypeVar("T")
@@ -54,6 +54,16 @@ def _takes_all(p: jax.Array) -> None:
     pass
 
 
+def is_sparse(g: Any) -> bool:
+    """Whether a gradient is a BCOO. (Importing jax.experimental.sparse to ask takes a second.)"""
+    return hasattr(g, "n_sparse")
+
+
+def _takes_dense(g: Any) -> None:
+    if is_sparse(g):
+        raise RuntimeError("this optimizer does not support sparse gradients: use sparse_adam, or g.todense()")
+
+
 class Rule(NamedTuple):
     """One optimizer's arithmetic on one array. It knows nothing of trees, groups, None, jit or sharding.
 
@@ -70,6 +80,8 @@ class Rule(NamedTuple):
       structural: those of `live` that decide which slots exist: fixed where falsy, live otherwise.
       scalar_state: the scalar state beside `step` and its first values.
       check_param: raises torch's errors for a parameter that the optimizer cannot take.
+      check_grad: raises for a gradient it cannot take; where the rule takes sparse ones, `update` gets `p` and `slot`
+        as they are, since only their rows are to be computed with.
       float64_update: `update` computes scalars itself, from tensors or shapes: it gets them as float64.
     """
 
@@ -81,6 +93,7 @@ class Rule(NamedTuple):
     structural: tuple[str, ...] = ()
     scalar_state: Mapping[str, Any] = {}
     check_param: Callable[[jax.Array], None] = _takes_all
+    check_grad: Callable[[Any], None] = _takes_dense
     float64_update: bool = False
 
 
@@ -91,6 +104,10 @@ class Optimizer(optax.GradientTransformationExtraArgs):
     """
 
     __slots__ = ()
+
+    if TYPE_CHECKING:  # optax's fields, whose types say nothing of our state
+        init: Callable[[Tree], OptState]  # pyright: ignore[reportIncompatibleVariableOverride]
+        update: Callable[..., tuple[Tree, OptState]]  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def step(self, grads: Tree, state: OptState, params: Tree) -> tuple[Tree, OptState]:
         """`optimizer.step()`: the new parameters, with torch's bits, and the new state.
@@ -176,7 +193,7 @@ class _Lifted(Algorithm):
         self.rule = rule
         self.groups = groups_.check_groups(param_groups)
         self.frozen = [False, *(group.frozen for group in self.groups)]
-        self.options = [_hashable(each) for each in (options, *(_merge(options, group) for group in self.groups))]
+        self.options = [_plain(each) for each in (options, *(_merge(options, group) for group in self.groups))]
         for each in self.options:
             rule.check(each)
         self.live = [
@@ -245,7 +262,7 @@ class _Lifted(Algorithm):
         slots = [groups_.unbox(slot) for slot in boxed]
         leaves, grad_leaves = map(_arrays, (leaves, _flatten_like(treedef, grads, "the gradients")))
         members = groups_.assign(self.groups, params)
-        _check_grads(params, leaves, grad_leaves)
+        _check_grads(params, leaves, grad_leaves, self.rule.check_grad)
         new: list[jax.Array | None] = [None] * len(leaves)
         steps = list(state.steps)
         for group, live in enumerate(state.param_groups):
@@ -302,9 +319,10 @@ def _step_leaf(
     update, options = static
     c_ = SimpleNamespace(**{**dict(options), **c}, dtype=p.dtype)
     if getattr(c_, "maximize", False):
-        g = jax.tree.map(jnp.negative, g)
+        g = -g
     wide = _compute_dtype(p.dtype)
-    p_, slot_ = update(*(_as_real(x, wide) for x in (p, g, slot)), c_)
+    rest = (p, slot) if is_sparse(g) else _as_real((p, slot), wide)
+    p_, slot_ = update(rest[0], _as_real(g, wide), rest[1], c_)
     slot = jax.tree.map(_cast_like, _as_complex(p, slot_), slot)
     return _as_complex(p, p_).astype(p.dtype), slot
 
@@ -358,8 +376,15 @@ def _merge(options: Mapping[str, Any], group: ParamGroup) -> dict[str, Any]:
     return {**options, **group.options}
 
 
-def _hashable(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with tuples for lists, which cannot be hashed, and NumPy's arrays for JAX's, which compare as float32."""
+
+    def plain(x: Any) -> Any:
+        if isinstance(x, list | tuple):
+            return tuple(map(plain, x))
+        return np.asarray(x) if isinstance(x, jax.Array) and is_known(x) else x
+
+    return {name: plain(value) for name, value in options.items()}
 
 
 def _arrays(leaves: list[Any]) -> list[Any]:
@@ -374,7 +399,7 @@ def _flatten_like(treedef: Any, tree: Tree, what: str) -> list[Any]:
         raise ValueError(f"the tree of {what} is not that of the parameters: {error}") from None
 
 
-def _check_grads(params: Tree, leaves: list[Any], grads: list[Any]) -> None:
+def _check_grads(params: Tree, leaves: list[Any], grads: list[Any], check_grad: Callable[[Any], None]) -> None:
     for index, (p, g) in enumerate(zip(leaves, grads, strict=True)):
         if g is None or not hasattr(p, "dtype") or g.dtype == jax.dtypes.float0:
             continue
@@ -384,6 +409,7 @@ def _check_grads(params: Tree, leaves: list[Any], grads: list[Any]) -> None:
                 f"the gradient of {groups_.leaf_paths(params)[index]!r} is {g.dtype}{list(g.shape)}, "
                 f"its parameter {p.dtype}{list(p.shape)}"
             )
+        check_grad(g)
 
 
 def _check_float64(live: Mapping[str, Any], group: int) -> None:

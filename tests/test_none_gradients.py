@@ -125,8 +125,9 @@ def test_set_to_none_false_inside_scan_equals_a_python_loop_with_none():
         return (params, state, grads), None
 
     scanned, _ = jax.jit(lambda *carry: jax.lax.scan(body, carry, batches))(params, state, params)
+    grads = params
     for micro_batches in batches:
-        grads = optim.zero_grad(params)
+        grads = optim.zero_grad(grads)
         assert jax.tree.leaves(grads) == []
         for x in micro_batches:
             grads = optim.accumulate_grad(grads, backward(params, x))

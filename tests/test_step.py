@@ -1,6 +1,7 @@
 """What a step does with the form of its input: maximize, complex numbers, donation, closures, odd trees."""
 
 import inspect
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -105,7 +106,9 @@ def test_donated_steps(name):
 def test_donation_where_one_array_gives_the_learning_rate_of_every_group():
     with jax.enable_x64(True):
         lr = jnp.asarray(0.1, jnp.float64)
-    optimizer = optim.sgd(lr=lr, momentum=0.5, param_groups=[optim.ParamGroup("bias", dampening=0.5)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # JAX warns where a float64 becomes a float32
+        optimizer = optim.sgd(lr=lr, momentum=0.5, param_groups=[optim.ParamGroup("bias", dampening=0.5)])
     step = jax.jit(optimizer.step, donate_argnums=(1, 2))
     for set_lr in (optim.set_hyper, jax.jit(optim.set_hyper)):
         params = make_params("sgd")

@@ -90,6 +90,8 @@ def _decode(directory: Path, split: str) -> Examples:
         for start in range(0, len(source), 1000):
             rows = range(start, min(start + 1000, len(source)))
             for row, example in zip(rows, source.__getitems__(rows), strict=True):
+                if example["image"].shape != images.shape[1:]:  # which might broadcast
+                    raise ValueError(f"a picture of shape {example['image'].shape}")
                 images[row], labels[row] = example["image"], example["label"]
     except Exception as error:  # TFDS and array_record raise many kinds
         reason = (str(error) or type(error).__name__).splitlines()[0]

@@ -16,7 +16,7 @@ _PIXEL_VALUES = np.arange(256, dtype=np.float32) / np.float32(255)
 
 
 class Network(nn.Module):
-    """Three convolutions, each max-pooled, and two dense layers, with no activations. `init_params` has its parameters."""
+    """Three max-pooled convolutions and two dense layers, with no activations. `init_params` draws its parameters."""
 
     @nn.compact
     def __call__(self, images: UInt8[Array, "batch height width 3"]) -> Float[Array, "batch 10"]:
@@ -56,7 +56,7 @@ def init_params(key: PRNGKeyArray) -> Params:
     """
     shapes = jax.eval_shape(Network().init, key, jnp.zeros((1, 32, 32, 3), jnp.uint8))["params"]
     size = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    rest = jax.random.uniform(key, (size,), minval=-1.0, maxval=1.0)
+    rest = jax.random.uniform(key, (size,), jnp.float32, minval=-1.0, maxval=1.0)
     params: Params = {}
     for layer, leaves in shapes.items():
         bound = math.prod(leaves["kernel"].shape[:-1]) ** -0.5

@@ -4,15 +4,20 @@ import math
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from jaxopt_port import Optimizer
 from train import data, metrics
 from train.config import RECIPES, Config, make_optimizer
+from train.errors import UsageError
 from train.loop import Epoch, fit
 from train.model import init_params
+from train.step import make_step
 
 INTERRUPTED = 130
 
@@ -22,6 +27,7 @@ def run(config: Config) -> int:
     examples = data.load(config.dataset, config.split, config.data_dir).first(config.limit)
     test = data.load(config.dataset, "test", config.data_dir) if config.evaluate else None
     optimizer = make_optimizer(config)
+    _check_step(config, optimizer)
     folder = metrics.create_folder(config)
 
     console = Console(highlight=False, soft_wrap=True)
@@ -56,6 +62,20 @@ def run(config: Config) -> int:
             status = 1
     console.print(f"the run is in {folder}{Path('/')}")
     return status
+
+
+def _check_step(config: Config, optimizer: Optimizer) -> None:
+    """Trace a step, for an optimizer that does not take these parameters or gradients says so there."""
+
+    def trace(key: Any, images: Any, labels: Any) -> Any:
+        params = init_params(key)
+        return make_step(optimizer)(params, optimizer.init(params), images, labels)
+
+    try:
+        jax.eval_shape(trace, jax.random.key(0), np.zeros((1, 32, 32, 3), np.uint8), np.zeros(1, np.int32))
+    except (TypeError, ValueError, RuntimeError) as error:
+        message = str(error).splitlines()[0]
+        raise UsageError(f"--optimizer {config.optimizer}: {message}") from error
 
 
 def _steps(config: Config, examples: int) -> int:

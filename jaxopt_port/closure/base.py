@@ -13,6 +13,8 @@ from jaxopt_port.closure.flat import Evaluate, Leaves, Tree, evaluation, flat_dt
 from jaxopt_port.optimizer import Algorithm, OptState
 from jaxopt_port.scalars import to_float64
 
+UNLIMITED = 2**31 - 1
+
 
 class Limits(NamedTuple):
     """How far one call may go.
@@ -67,6 +69,10 @@ class ClosureAlgorithm(Algorithm):
         """The algorithm's state before the first step."""
         raise NotImplementedError
 
+    def tolerance_grad(self, h: SimpleNamespace, slots: Any, grad: jax.Array, n_iter: jax.Array) -> Any:
+        """The largest element of a gradient that counts as zero in a step."""
+        return h.tolerance_grad
+
     def run(self, evaluate: Evaluate, at: Progress, h: SimpleNamespace, n_iter: jax.Array, limits: Limits) -> Progress:
         """Iterate until a limit is reached.
 
@@ -103,7 +109,7 @@ class ClosureAlgorithm(Algorithm):
         self, closure: Callable[..., Any], state: OptState, params: Tree, *args: Any, has_aux: bool = False
     ) -> tuple[Any, Tree, OptState]:
         self.check_state(state)
-        return _step_closure(self, _hashable(closure), has_aux, state, params, args)
+        return _step_closure(self, hashable(closure), has_aux, state, params, args)
 
     def update(self, updates: Tree, state: Any, params: Tree | None = None, **extra_args: Any) -> tuple[Tree, Any]:
         """optax's view of the same, as `optax.lbfgs` has it.
@@ -148,7 +154,8 @@ class ClosureAlgorithm(Algorithm):
         """One step, given the first evaluation."""
         h = self.live_values(state, grad.dtype)
         max_eval = jnp.int32(self.static["max_eval"])
-        limits = Limits(jnp.int32(self.static["max_iter"]), max_eval, max_eval, h.tolerance_grad)
+        tolerance = self.tolerance_grad(h, state.slots, grad, state.steps[0]["n_iter"])
+        limits = Limits(jnp.int32(self.static["max_iter"]), max_eval, max_eval, tolerance)
         end = self.go(evaluate, loss, grad, state, leaves, limits)
         return end.x, self.ended(state, end)
 
@@ -193,7 +200,8 @@ def _step_closure(
     return returned, treedef.unflatten(new), state
 
 
-def _hashable(closure: Callable[..., Any]) -> Callable[..., Any]:
+def hashable(closure: Callable[..., Any]) -> Callable[..., Any]:
+    """The closure as a static argument of jit."""
     try:
         hash(closure)
     except TypeError:

@@ -233,8 +233,8 @@ def lbfgs(
       >>> params = {"w": jnp.array([3.0, -2.0])}
       >>> closure = lambda params: (params["w"] ** 2).sum()
       >>> loss, params, state = optimizer.step_closure(closure, optimizer.init(params), params)
-      >>> float(loss), params["w"].round(3).tolist(), int(state.steps[0]["func_evals"])
-      (13.0, [0.0, 0.0], 3)
+      >>> float(loss), bool(jnp.allclose(params["w"], 0, atol=1e-5)), int(state.steps[0]["func_evals"])
+      (13.0, True, 3)
 
     Source: torch/optim/lbfgs.py; Nocedal, Updating quasi-Newton matrices with limited storage, 1980.
     """

@@ -90,12 +90,12 @@ def strong_wolfe(
         f_new, g_new = evaluate(s.t)
         evals, gtd_new = s.evals + 1, dot(g_new, d)
         new = (s.t, f_new, gtd_new)
-        enough = loss + c1 * s.t * gtd
-        rises = f_new > (enough if slack is None else enough + slack)
+        f_test = f_new if slack is None else f_new - slack
+        rises = f_test > loss + c1 * s.t * gtd  # no sufficient decrease
         flat = jnp.abs(gtd_new) <= -c2 * gtd
         out_of_evals = evals > max_ls
-        found, keeps_new = _bracket(s, new, rises, flat, out_of_evals, (zero, loss))
-        zoomed, low_is_new = _zoom(s, new, rises, flat)
+        found, keeps_new = _bracket(s, new, f_test, rises, flat, out_of_evals, (zero, loss))
+        zoomed, low_is_new = _zoom(s, new, f_test, rises, flat)
         n = jax.tree.map(lambda a, b: jnp.where(s.bracketed, a, b), zoomed, found._replace(grad=s.grad))
         keeps_new = jnp.where(s.bracketed, low_is_new, keeps_new)
         n = n._replace(grad=jnp.where(keeps_new, g_new, s.grad), evals=evals, finished=n.satisfied | out_of_evals)
@@ -119,6 +119,7 @@ def strong_wolfe(
 def _bracket(
     s: _Search,
     new: tuple[jax.Array, jax.Array, jax.Array],
+    f_test: jax.Array,
     rises: jax.Array,
     flat: jax.Array,
     out_of_evals: jax.Array,
@@ -129,7 +130,7 @@ def _bracket(
     Second comes whether the gradient to keep is that at the new point.
     """
     t, f_new, gtd_new = new
-    higher = rises | ((s.evals > 1) & (f_new >= s.f[0]))
+    higher = rises | ((s.evals > 1) & (f_test >= s.f[0]))
     ends = ~out_of_evals & (higher | (~flat & (gtd_new >= 0)))
     satisfied = ~out_of_evals & ~higher & flat
     goes_on = ~out_of_evals & ~ends & ~satisfied
@@ -152,11 +153,11 @@ def _bracket(
 
 
 def _zoom(
-    s: _Search, new: tuple[jax.Array, jax.Array, jax.Array], rises: jax.Array, flat: jax.Array
+    s: _Search, new: tuple[jax.Array, jax.Array, jax.Array], f_test: jax.Array, rises: jax.Array, flat: jax.Array
 ) -> tuple[_Search, jax.Array]:
     """The new point becomes an end of the bracket. Second comes whether it is the low end."""
     low, high = s.low, 1 - s.low
-    worse = rises | (new[1] >= _at(s.f, low))
+    worse = rises | (f_test >= _at(s.f, low))
     turns = ~worse & ~flat & (new[2] * (_at(s.pos, high) - _at(s.pos, low)) >= 0)  # the old low becomes the high end
     ends = []
     for ours, value in zip((s.pos, s.f, s.gtd), new, strict=True):
@@ -174,7 +175,8 @@ def _point_inside(s: _Search) -> tuple[jax.Array, jax.Array]:
 
     One that is, twice in a row or on the very end, is put a tenth of the bracket inside.
     """
-    t = cubic_interpolate(*zip(s.pos, s.f, s.gtd, strict=True))
+    first, second = zip(s.pos, s.f, s.gtd, strict=True)
+    t = cubic_interpolate(first, second)
     left, right = python_min(*s.pos), python_max(*s.pos)
     tenth = 0.1 * (right - left)
     close = python_min(right - t, t - left) < tenth

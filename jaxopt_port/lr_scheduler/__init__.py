@@ -23,6 +23,7 @@ from jaxopt_port.lr_scheduler.function import lambda_lr as lambda_lr
 from jaxopt_port.lr_scheduler.function import multiplicative_lr as multiplicative_lr
 from jaxopt_port.lr_scheduler.function import tabulate as tabulate
 from jaxopt_port.lr_scheduler.optax_schedule import as_schedule as as_schedule
+from jaxopt_port.lr_scheduler.optax_schedule import rates as rates
 from jaxopt_port.lr_scheduler.plateau import reduce_lr_on_plateau as reduce_lr_on_plateau
 from jaxopt_port.lr_scheduler.scheduler import Scheduler as Scheduler
 from jaxopt_port.lr_scheduler.step import exponential_lr as exponential_lr

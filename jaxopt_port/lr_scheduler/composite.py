@@ -16,15 +16,12 @@ def sequential_lr(schedulers: Sequence[Scheduler], milestones: Sequence[int], la
     .. math:: \text{scheduler}_i \text{ steps while } m_{i-1} \le t < m_i
 
     As torch's it constructs all of them in order, sets the rates back to the initial ones, takes the initial step of
-    the first again, and lets each of the others begin at its own epoch 0.
+    the first again, and lets each of the others begin at its own epoch 0. Its state holds theirs, in `_schedulers`.
 
     Args:
       schedulers: the schedulers. A `sequential_lr` or `chained_scheduler` can only be the first.
       milestones: the epochs at which the next takes over, in increasing order, one fewer than schedulers.
       last_epoch: what torch begins to count epochs from, less 1.
-
-    Returns:
-      A `Scheduler`. Its state holds those of its parts, in `_schedulers`.
 
     Raises:
       ValueError: no schedulers, another number of milestones, `reduce_lr_on_plateau` among them.
@@ -32,16 +29,9 @@ def sequential_lr(schedulers: Sequence[Scheduler], milestones: Sequence[int], la
       NotImplementedError: a scheduler made of schedulers that is not the first: torch raises it at the milestone.
 
     Example:
-      >>> import jaxopt_port as optim
-      >>> from jaxopt_port.lr_scheduler import constant_lr, exponential_lr
-      >>> scheduler = sequential_lr([constant_lr(factor=0.5, total_iters=9), exponential_lr(gamma=0.5)], milestones=[2])
-      >>> sched, state = scheduler.init(optim.sgd(lr=1.0).init({}))
-      >>> for epoch in range(3):
-      ...     sched, state = scheduler.step(sched, state)
-      ...     print(scheduler.get_last_lr(sched))
-      [0.5]
-      [1.0]
-      [0.5]
+      >>> from jaxopt_port.lr_scheduler import constant_lr, exponential_lr, rates
+      >>> rates(sequential_lr([constant_lr(factor=0.5), exponential_lr(gamma=0.5)], milestones=[2]), lr=1.0, steps=4)
+      [0.5, 0.5, 1.0, 0.5]
 
     Source: torch/optim/lr_scheduler.py, SequentialLR.
     """
@@ -117,23 +107,14 @@ def chained_scheduler(schedulers: Sequence[Scheduler]) -> Scheduler:
     Args:
       schedulers: the schedulers, in chainable form.
 
-    Returns:
-      A `Scheduler`. Its state holds those of its parts, in `_schedulers`.
-
     Raises:
       ValueError: no schedulers, `reduce_lr_on_plateau` among them.
       TypeError: what is not a scheduler.
 
     Example:
-      >>> import jaxopt_port as optim
-      >>> from jaxopt_port.lr_scheduler import constant_lr, exponential_lr
-      >>> scheduler = chained_scheduler([constant_lr(factor=0.5, total_iters=2), exponential_lr(gamma=0.5)])
-      >>> sched, state = scheduler.init(optim.sgd(lr=1.0).init({}))
-      >>> for epoch in range(2):
-      ...     sched, state = scheduler.step(sched, state)
-      ...     print(scheduler.get_last_lr(sched))
-      [0.25]
-      [0.25]
+      >>> from jaxopt_port.lr_scheduler import constant_lr, exponential_lr, rates
+      >>> rates(chained_scheduler([constant_lr(factor=0.5), exponential_lr(gamma=0.5)]), lr=1.0, steps=4)
+      [0.5, 0.25, 0.125, 0.0625]
 
     Source: torch/optim/lr_scheduler.py, ChainedScheduler.
     """

@@ -3,9 +3,7 @@
 import math
 from typing import Literal
 
-import jax.numpy as jnp
-
-from jaxopt_port.lr_scheduler.number import Double, Number, cos, either, largest, smallest
+from jaxopt_port.lr_scheduler.number import Number, cos, either, int_log, largest, smallest
 from jaxopt_port.lr_scheduler.scheduler import Groups, Sched, Scheduler, per_group, scheduler, unchanged
 
 
@@ -21,18 +19,10 @@ def cosine_annealing_lr(T_max: int, eta_min: float = 0.0, last_epoch: int = -1) 
       eta_min: the lowest rate.
       last_epoch: the epoch to resume from, -1 to start; see `Scheduler.init`.
 
-    Returns:
-      A `Scheduler`.
-
     Example:
-      >>> import jaxopt_port as optim
-      >>> scheduler = cosine_annealing_lr(T_max=2)
-      >>> sched, state = scheduler.init(optim.sgd(lr=1.0).init({}))
-      >>> for epoch in range(2):
-      ...     sched, state = scheduler.step(sched, state)
-      ...     print(scheduler.get_last_lr(sched))
-      [0.5]
-      [0.0]
+      >>> from jaxopt_port.lr_scheduler import rates
+      >>> rates(cosine_annealing_lr(T_max=2), lr=1.0, steps=3)
+      [1.0, 0.5, 0.0]
 
     Source: torch/optim/lr_scheduler.py, CosineAnnealingLR; Loshchilov and Hutter, SGDR: Stochastic gradient descent
     with warm restarts, 2017 (without the restarts).
@@ -82,21 +72,13 @@ def cosine_annealing_warm_restarts(T_0: int, T_mult: int = 1, eta_min: float = 0
       eta_min: the lowest rate.
       last_epoch: the epoch to resume from, -1 to start; see `Scheduler.init`.
 
-    Returns:
-      A `Scheduler`.
-
     Raises:
       ValueError: an option out of range, in torch's words; a negative epoch.
 
     Example:
-      >>> import jaxopt_port as optim
-      >>> scheduler = cosine_annealing_warm_restarts(T_0=2)
-      >>> sched, state = scheduler.init(optim.sgd(lr=1.0).init({}))
-      >>> for epoch in range(2):
-      ...     sched, state = scheduler.step(sched, state)
-      ...     print(scheduler.get_last_lr(sched))
-      [0.5]
-      [1.0]
+      >>> from jaxopt_port.lr_scheduler import rates
+      >>> rates(cosine_annealing_warm_restarts(T_0=2), lr=1.0, steps=4)
+      [1.0, 0.5, 1.0, 0.5]
 
     Source: torch/optim/lr_scheduler.py, CosineAnnealingWarmRestarts; Loshchilov and Hutter, SGDR: Stochastic gradient
     descent with warm restarts, 2017.
@@ -135,10 +117,10 @@ def cosine_annealing_warm_restarts(T_0: int, T_mult: int = 1, eta_min: float = 0
         def later() -> list[Number]:
             if T_mult == 1:
                 return [epoch % T_0, s["T_i"]]
-            n = _int_log(epoch / T_0 * (T_mult - 1) + 1, T_mult)
+            n = int_log(epoch / T_0 * (T_mult - 1) + 1, T_mult)
             return [epoch - T_0 * (T_mult**n - 1) / (T_mult - 1), T_0 * T_mult**n]
 
-        return either(epoch >= T_0, later, lambda: [epoch, T_0])
+        return either(epoch >= T_0, later, lambda: [1.0 * epoch, float(T_0)])
 
     return scheduler(
         "CosineAnnealingWarmRestarts",
@@ -149,13 +131,6 @@ def cosine_annealing_warm_restarts(T_0: int, T_mult: int = 1, eta_min: float = 0
         walk=walk,
         by_epoch=True,
     )
-
-
-def _int_log(x: Number, base: int) -> Number:
-    """`int(math.log(x, base))`, whose rounding decides in which stretch an epoch at its edge lies."""
-    if not isinstance(x, Double):
-        return int(math.log(x, base))
-    return math.floor(Double(jnp.log(x.value)) / math.log(base))
 
 
 def swalr(
@@ -178,21 +153,13 @@ def swalr(
       anneal_strategy: "cos" or "linear".
       last_epoch: the epoch to resume from, -1 to start; see `Scheduler.init`.
 
-    Returns:
-      A `Scheduler`.
-
     Raises:
       ValueError: an option out of range, in torch's words; at `init`, another number of rates than of groups.
 
     Example:
-      >>> import jaxopt_port as optim
-      >>> scheduler = swalr(swa_lr=0.5, anneal_epochs=2, anneal_strategy="linear")
-      >>> sched, state = scheduler.init(optim.sgd(lr=1.0).init({}))
-      >>> for epoch in range(2):
-      ...     sched, state = scheduler.step(sched, state)
-      ...     print(scheduler.get_last_lr(sched))
-      [0.75]
-      [0.5]
+      >>> from jaxopt_port.lr_scheduler import rates
+      >>> rates(swalr(swa_lr=0.5, anneal_epochs=2, anneal_strategy="linear"), lr=1.0, steps=4)
+      [1.0, 0.75, 0.5, 0.5]
 
     Source: torch/optim/swa_utils.py, SWALR; Izmailov et al., Averaging weights leads to wider optima and better
     generalization, 2018.

@@ -73,9 +73,6 @@ def cyclic_lr(
       max_momentum: its upper bound, where it starts, or a list.
       last_epoch: the epoch to resume from, -1 to start; see `Scheduler.init`.
 
-    Returns:
-      A `Scheduler`.
-
     Raises:
       ValueError: an unknown mode; at `init`, a list of another length than there are groups, and an optimizer that has
         no momentum to cycle.
@@ -177,9 +174,6 @@ def one_cycle_lr(
       final_div_factor: the first rate over the last, :math:`f`.
       three_phase: go down as steeply as up, to the first rate, then to the last.
       last_epoch: the step to resume from, -1 to start; see `Scheduler.init`.
-
-    Returns:
-      A `Scheduler`.
 
     Raises:
       ValueError: an option out of range, in torch's words; at `init`, a list of another length than there are groups,

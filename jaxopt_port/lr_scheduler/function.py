@@ -42,7 +42,7 @@ def tabulate(function: Function, steps: int) -> Function:
         if not isinstance(epoch, Double):
             return function(epoch)
         at = epoch.value.astype(jnp.int32)
-        return Double(jnp.asarray(values).at[at].get(mode="fill", fill_value=jnp.nan))
+        return Double(jnp.asarray(values).at[at].get(mode="fill", fill_value=jnp.nan), epoch.one)
 
     return look_up
 
@@ -65,21 +65,13 @@ def lambda_lr(lr_lambda: Function | Sequence[Function], last_epoch: int = -1) ->
         traced number, which does for arithmetic (`lambda epoch: 0.95**epoch`); for all else there is `tabulate`.
       last_epoch: the epoch to resume from, -1 to start; see `Scheduler.init`.
 
-    Returns:
-      A `Scheduler`.
-
     Raises:
       ValueError: at `init`, another number of functions than of groups.
 
     Example:
-      >>> import jaxopt_port as optim
-      >>> scheduler = lambda_lr(lambda epoch: 0.5**epoch)
-      >>> sched, state = scheduler.init(optim.sgd(lr=1.0).init({}))
-      >>> for epoch in range(2):
-      ...     sched, state = scheduler.step(sched, state)
-      ...     print(scheduler.get_last_lr(sched))
-      [0.5]
-      [0.25]
+      >>> from jaxopt_port.lr_scheduler import rates
+      >>> rates(lambda_lr(lambda epoch: 0.5**epoch), lr=1.0, steps=4)
+      [1.0, 0.5, 0.25, 0.125]
 
     Source: torch/optim/lr_scheduler.py, LambdaLR.
     """
@@ -105,20 +97,14 @@ def multiplicative_lr(lr_lambda: Function | Sequence[Function], last_epoch: int 
       lr_lambda: the function, or a list with one for each group; as in `lambda_lr`.
       last_epoch: the epoch to resume from, -1 to start; see `Scheduler.init`.
 
-    Returns:
-      A `Scheduler`.
-
     Raises:
       TypeError: at `init`, what is not a function.
       ValueError: at `init`, another number of functions than of groups.
 
     Example:
-      >>> import jaxopt_port as optim
-      >>> scheduler = multiplicative_lr(lambda epoch: 0.5)
-      >>> sched, state = scheduler.init(optim.sgd(lr=1.0).init({}))
-      >>> sched, state = scheduler.step(sched, state)
-      >>> scheduler.get_last_lr(sched)
-      [0.5]
+      >>> from jaxopt_port.lr_scheduler import rates
+      >>> rates(multiplicative_lr(lambda epoch: 1 / epoch), lr=1.0, steps=3)
+      [1.0, 1.0, 0.5]
 
     Source: torch/optim/lr_scheduler.py, MultiplicativeLR.
     """

@@ -10,8 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-
-from jaxopt_port.scalars import rounded
+from jax.core import Tracer
 
 Number = Any  # a Python int or float, or a Double
 Condition = bool | jax.Array
@@ -21,22 +20,8 @@ def _raw(x: Any) -> jax.Array:
     return x.value if isinstance(x, Double) else jnp.asarray(x, jnp.float64)
 
 
-def _beside(x: Any, other: jax.Array) -> jax.Array:
-    """`x`, not as a constant: XLA turns a division by a constant into a multiplication, and a power of one into others.
-
-    Where `other` is NaN, so is what is computed of the two, whatever `x` is.
-    """
-    return x.value if isinstance(x, Double) else jnp.where(jnp.isnan(other), jnp.nan, _raw(x))
-
-
 def _operator(f: Callable[..., jax.Array]) -> tuple[Callable[..., "Double"], Callable[..., "Double"]]:
-    def forward(self: "Double", other: Any) -> "Double":
-        return Double(rounded(f(self.value, _beside(other, self.value))))
-
-    def backward(self: "Double", other: Any) -> "Double":
-        return Double(rounded(f(_beside(other, self.value), self.value)))
-
-    return forward, backward
+    return lambda self, other: self._compute(f, self, other), lambda self, other: self._compute(f, other, self)
 
 
 def _comparison(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,18 +31,37 @@ def _comparison(f: Callable[..., Any]) -> Callable[..., Any]:
 class Double:
     """A traced float64 with the arithmetic of a Python float: every operation rounds, none is fused or rewritten.
 
-    A scheduler's Python function gets one for its epoch in a trace: `+ - * / // % **`, comparisons, `jnp.where` and
-    the functions of `jax.numpy` take it. Where Python itself asks for its value there is an error that names the
+    XLA contracts `a * b + c` to a fused multiply-add, merges constants, and divides by one by multiplying with its
+    inverse. So every result and every constant is multiplied by a `one` that only the running program knows: that
+    changes no bit, and neither does a fused multiply-add with it. (An optimization barrier and `reduce_precision` do
+    not keep XLA from it, and what is selected by one condition LLVM merges.)
+
+    A scheduler's Python function gets a Double for its epoch in a trace: `+ - * / // % **`, comparisons, `jnp.where`
+    and the functions of `jax.numpy` take it. Where Python itself asks for its value there is an error that names the
     remedy.
     """
 
-    def __init__(self, value: Any):
-        self.value = _raw(value)
+    def __init__(self, value: Any, one: jax.Array | None):
+        self.value = jnp.asarray(value, jnp.float64)
+        self.one = one
 
-    @classmethod
-    def scalar(cls, value: Any) -> "Double":
-        """Of an array of one element, of any shape and dtype."""
-        return cls(_raw(value).reshape(()))
+    def _compute(self, f: Callable[..., jax.Array], *operands: Any) -> "Double":
+        one = next((x.one for x in operands if isinstance(x, Double) and x.one is not None), None)
+        if one is None:
+            return Double(f(*map(_raw, operands)), None)
+        return Double(f(*(x.value if isinstance(x, Double) else x * one for x in operands)) * one, one)
+
+    def __neg__(self) -> "Double":
+        return Double(-self.value, self.one)
+
+    def __floor__(self) -> "Double":
+        return Double(jnp.floor(self.value), self.one)
+
+    def cos(self) -> "Double":
+        return self._compute(jnp.cos, self)
+
+    def log(self) -> "Double":
+        return self._compute(jnp.log, self)
 
     __add__, __radd__ = _operator(jnp.add)
     __sub__, __rsub__ = _operator(jnp.subtract)
@@ -68,12 +72,6 @@ class Double:
     __pow__, __rpow__ = _operator(jax.lax.pow)
     __lt__, __le__, __gt__, __ge__ = map(_comparison, (operator.lt, operator.le, operator.gt, operator.ge))
     __eq__, __ne__ = map(_comparison, (operator.eq, operator.ne))
-
-    def __neg__(self) -> "Double":
-        return Double(-self.value)
-
-    def __floor__(self) -> "Double":
-        return Double(jnp.floor(self.value))
 
     def __jax_array__(self) -> jax.Array:
         return self.value
@@ -87,22 +85,42 @@ class Double:
     __bool__ = __int__ = __float__ = __index__ = _unknown
 
 
+def numbers(tree: Any) -> Any:
+    """The tree with every array as a number: a Python number, if all have values."""
+    traced = [x for x in jax.tree.leaves(tree) if isinstance(x, Tracer)]
+    if not traced:
+        return jax.tree.map(lambda x: x.item() if hasattr(x, "item") else x, tree)
+    known_at_runtime = jnp.reshape(traced[0], ()).astype(jnp.float64)
+    one = 1.0 + 1e-30 * jnp.where(jnp.abs(known_at_runtime) < 1e9, known_at_runtime, 0.0)  # rounds to 1
+    return jax.tree.map(lambda x: Double(jnp.reshape(x, ()), one), tree)
+
+
 def either(condition: Condition, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
     """`yes() if condition else no()`: numbers, or trees of numbers. A trace computes both and selects."""
     if isinstance(condition, bool):
         return yes() if condition else no()
-    return jax.tree.map(lambda a, b: a if a is b else Double(jnp.where(condition, _raw(a), _raw(b))), yes(), no())
+
+    def select(a: Number, b: Number) -> Number:
+        one = next((x.one for x in (a, b) if isinstance(x, Double)), None)
+        return a if a is b else Double(jnp.where(condition, _raw(a), _raw(b)), one)
+
+    return jax.tree.map(select, yes(), no())
 
 
 def count(conditions: Iterable[Condition]) -> Number:
     """How many of them hold."""
     total = sum(conditions)
-    return total if isinstance(total, int) else Double(total)
+    return total if isinstance(total, int) else Double(total, None)
 
 
 def cos(x: Number) -> Number:
     """math.cos. XLA's on CPU is the C library's, bit for bit."""
-    return Double(rounded(jnp.cos(x.value))) if isinstance(x, Double) else math.cos(x)
+    return x.cos() if isinstance(x, Double) else math.cos(x)
+
+
+def int_log(x: Number, base: int) -> Number:
+    """`int(math.log(x, base))`."""
+    return math.floor(x.log() / math.log(base)) if isinstance(x, Double) else int(math.log(x, base))
 
 
 def largest(first: Number, second: Number) -> Number:

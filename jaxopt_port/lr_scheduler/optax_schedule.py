@@ -1,13 +1,34 @@
-"""A scheduler as an optax.Schedule."""
+"""The rates of a scheduler without an optimizer of ours: as a list, as an optax.Schedule."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxopt_port.lr_scheduler.scheduler import Scheduler
+from jaxopt_port.lr_scheduler.scheduler import Sched, Scheduler
 from jaxopt_port.optimizer import OptState
 from jaxopt_port.scalars import float64, to_float64
+
+
+def rates(scheduler: Scheduler, lr: float, steps: int) -> list[float]:
+    """The rates of the first `steps` epochs.
+
+    Args:
+      scheduler: any but `reduce_lr_on_plateau`.
+      lr: the initial rate.
+      steps: how many.
+
+    Example:
+      >>> from jaxopt_port.lr_scheduler import step_lr
+      >>> rates(step_lr(step_size=2, gamma=0.5), lr=1.0, steps=5)
+      [1.0, 1.0, 0.5, 0.5, 0.25]
+    """
+    sched, state = _init(scheduler, lr)
+    found = scheduler.get_last_lr(sched)
+    while len(found) < steps:
+        sched, state = scheduler.step(sched, state)
+        found += scheduler.get_last_lr(sched)
+    return found
 
 
 def as_schedule(scheduler: Scheduler, lr: float, steps: int | None = None) -> optax.Schedule:
@@ -40,23 +61,21 @@ def as_schedule(scheduler: Scheduler, lr: float, steps: int | None = None) -> op
         raise ValueError(
             f"the rates of {scheduler.name} depend on those before: give as_schedule the steps to tabulate"
         )
-    group = {"lr": to_float64(lr), "momentum": to_float64(0.0)}  # momentum for the schedulers that cycle it
-    sched, state = scheduler.init(OptState(steps=(), slots=None, param_groups=(group,)))
-    table = np.empty(0)
-    if steps is not None:
-        rates = scheduler.get_last_lr(sched)
-        for _ in range(steps - 1):
-            sched, state = scheduler.step(sched, state)
-            rates += scheduler.get_last_lr(sched)
-        table = np.array(rates)
+    table = None if steps is None else np.array(rates(scheduler, lr, steps))
+    sched, state = _init(scheduler, lr)
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
         dtype = jax.dtypes.canonicalize_dtype(float)
         with float64():
-            if steps is not None:
-                rate = jnp.asarray(table).at[jnp.asarray(count)].get(mode="clip")
+            if table is None:
+                rate = scheduler.step_to(sched, state, count)[0]["_last_lr"][0]
             else:
-                rate = scheduler.step_to(sched, state, jnp.asarray(count))[0]["_last_lr"][0]
+                rate = jnp.asarray(table).at[jnp.asarray(count)].get(mode="clip")
             return jnp.asarray(rate).astype(dtype)
 
     return schedule
+
+
+def _init(scheduler: Scheduler, lr: float) -> tuple[Sched, OptState]:
+    group = {"lr": to_float64(lr), "momentum": to_float64(0.0)}  # momentum for the schedulers that cycle it
+    return scheduler.init(OptState(steps=(), slots=None, param_groups=(group,)))

@@ -34,9 +34,6 @@ def reduce_lr_on_plateau(
       min_lr: the lowest rate, or a list with one for each group.
       eps: a reduction of no more than this is not made.
 
-    Returns:
-      A `Scheduler`.
-
     Raises:
       ValueError: an option out of range, in torch's words; at `init`, another number of rates than of groups.
 

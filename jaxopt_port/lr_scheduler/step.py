@@ -18,9 +18,6 @@ def step_lr(step_size: int, gamma: float = 0.1, last_epoch: int = -1) -> Schedul
       gamma: the factor.
       last_epoch: the epoch to resume from, -1 to start; see `Scheduler.init`.
 
-    Returns:
-      A `Scheduler`.
-
     Example:
       >>> import jaxopt_port as optim
       >>> state = optim.sgd(lr=0.5).init({})
@@ -59,20 +56,10 @@ def multi_step_lr(milestones: Iterable[int], gamma: float = 0.1, last_epoch: int
       gamma: the factor.
       last_epoch: the epoch to resume from, -1 to start; see `Scheduler.init`.
 
-    Returns:
-      A `Scheduler`.
-
     Example:
-      >>> import jaxopt_port as optim
-      >>> scheduler = multi_step_lr([1, 3], gamma=0.5)
-      >>> sched, state = scheduler.init(optim.sgd(lr=1.0).init({}))
-      >>> for epoch in range(4):
-      ...     sched, state = scheduler.step(sched, state)
-      ...     print(scheduler.get_last_lr(sched))
-      [0.5]
-      [0.5]
-      [0.25]
-      [0.25]
+      >>> from jaxopt_port.lr_scheduler import rates
+      >>> rates(multi_step_lr([1, 3], gamma=0.5), lr=1.0, steps=4)
+      [1.0, 0.5, 0.5, 0.25]
 
     Source: torch/optim/lr_scheduler.py, MultiStepLR.
     """
@@ -100,16 +87,10 @@ def exponential_lr(gamma: float, last_epoch: int = -1) -> Scheduler:
       gamma: the factor.
       last_epoch: the epoch to resume from, -1 to start; see `Scheduler.init`.
 
-    Returns:
-      A `Scheduler`.
-
     Example:
-      >>> import jaxopt_port as optim
-      >>> scheduler = exponential_lr(gamma=0.5)
-      >>> sched, state = scheduler.init(optim.sgd(lr=1.0).init({}))
-      >>> sched, state = scheduler.step(sched, state)
-      >>> scheduler.get_last_lr(sched)
-      [0.5]
+      >>> from jaxopt_port.lr_scheduler import rates
+      >>> rates(exponential_lr(gamma=0.5), lr=1.0, steps=4)
+      [1.0, 0.5, 0.25, 0.125]
 
     Source: torch/optim/lr_scheduler.py, ExponentialLR.
     """

@@ -15,22 +15,14 @@ def constant_lr(factor: float = 1.0 / 3, total_iters: int = 5, last_epoch: int =
       total_iters: the epoch at which it is undone, :math:`T`.
       last_epoch: the epoch to resume from, -1 to start; see `Scheduler.init`.
 
-    Returns:
-      A `Scheduler`.
-
     Raises:
       ValueError: a factor outside [0, 1].
       ZeroDivisionError: `step` cannot undo a factor of 0: at `total_iters`, as torch, and at once under jit.
 
     Example:
-      >>> import jaxopt_port as optim
-      >>> scheduler = constant_lr(factor=0.5, total_iters=2)
-      >>> sched, state = scheduler.init(optim.sgd(lr=1.0).init({}))
-      >>> for epoch in range(2):
-      ...     sched, state = scheduler.step(sched, state)
-      ...     print(scheduler.get_last_lr(sched))
-      [0.5]
-      [1.0]
+      >>> from jaxopt_port.lr_scheduler import rates
+      >>> rates(constant_lr(factor=0.5, total_iters=2), lr=1.0, steps=4)
+      [0.5, 0.5, 1.0, 1.0]
 
     Source: torch/optim/lr_scheduler.py, ConstantLR.
     """
@@ -66,21 +58,13 @@ def linear_lr(
       total_iters: how many epochs it takes, :math:`T`.
       last_epoch: the epoch to resume from, -1 to start; see `Scheduler.init`.
 
-    Returns:
-      A `Scheduler`.
-
     Raises:
       ValueError: a start factor outside (0, 1], an end factor outside [0, 1].
 
     Example:
-      >>> import jaxopt_port as optim
-      >>> scheduler = linear_lr(start_factor=0.5, total_iters=2)
-      >>> sched, state = scheduler.init(optim.sgd(lr=1.0).init({}))
-      >>> for epoch in range(2):
-      ...     sched, state = scheduler.step(sched, state)
-      ...     print(scheduler.get_last_lr(sched))
-      [0.75]
-      [1.0]
+      >>> from jaxopt_port.lr_scheduler import rates
+      >>> rates(linear_lr(start_factor=0.5, total_iters=2), lr=1.0, steps=4)
+      [0.5, 0.75, 1.0, 1.0]
 
     Source: torch/optim/lr_scheduler.py, LinearLR.
     """
@@ -122,20 +106,10 @@ def polynomial_lr(total_iters: int = 5, power: float = 1.0, last_epoch: int = -1
       power: :math:`p`.
       last_epoch: the epoch to resume from, -1 to start; see `Scheduler.init`.
 
-    Returns:
-      A `Scheduler`.
-
     Example:
-      >>> import jaxopt_port as optim
-      >>> scheduler = polynomial_lr(total_iters=4)
-      >>> sched, state = scheduler.init(optim.sgd(lr=1.0).init({}))
-      >>> for epoch in range(4):
-      ...     sched, state = scheduler.step(sched, state)
-      ...     print(scheduler.get_last_lr(sched))
-      [0.75]
-      [0.5]
-      [0.25]
-      [0.0]
+      >>> from jaxopt_port.lr_scheduler import rates
+      >>> rates(polynomial_lr(total_iters=4), lr=1.0, steps=5)
+      [1.0, 0.75, 0.5, 0.25, 0.0]
 
     Source: torch/optim/lr_scheduler.py, PolynomialLR.
     """

@@ -48,7 +48,8 @@ def update(p: jax.Array, g: jax.Array, s: AdafactorState, c: SimpleNamespace) ->
         variance = lerp(s.variance, g * g, weight)
         s = AdafactorState(None, None, variance)
     else:
-        assert s.row_var is not None and s.col_var is not None
+        assert s.row_var is not None
+        assert s.col_var is not None
         row_var = lerp(s.row_var, jnp.square(norm(g, -1)) / g.shape[-1], weight)
         col_var = lerp(s.col_var, jnp.square(norm(g, -2)) / g.shape[-2], weight)
         variance = row_var * col_var / jnp.maximum(jnp.mean(row_var, -2, keepdims=True), least)
@@ -121,7 +122,7 @@ def adafactor(
     Args:
       lr: :math:`\gamma`, upper bound of the relative step; live.
       beta2_decay: :math:`\tau`, at most 0, how fast the averages lengthen; live.
-      eps: :math:`\epsilon_1, \epsilon_2`, the least divisor and the least size of a parameter; live, but a None is fixed.
+      eps: :math:`\epsilon_1, \epsilon_2`, least divisor and least size of a parameter; live, but a None is fixed.
       d: :math:`d`, clips the root mean square of the step, at least 1; live.
       weight_decay: :math:`\lambda`, decoupled; live.
       maximize: ascend; static.

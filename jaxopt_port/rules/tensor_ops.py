@@ -10,12 +10,13 @@ def add_weight_decay(g: jax.Array, p: jax.Array, weight_decay: jax.Array) -> jax
 
 
 def rounded(x: jax.Array) -> jax.Array:
-    """`x` as it is: a product that is rounded before something is added to it, as between two of torch's operations.
+    """`x` as it is, but rounded before the next operation, as between two of torch's.
 
-    Otherwise a compiler makes one fused multiply-add of the two, which torch does within an operation (`add(alpha=)`,
-    `addcmul`, `lerp`) and never across two. That matters where the rounding is nearly the same in every step and adds
-    up: `p * decay` unrounded puts AdamW 116 eps off after 1,000 steps. The absolute value of what is positive changes
-    nothing, and LLVM does not see through it, as it does through barriers and `reduce_precision`.
+    A compiler makes one fused multiply-add of a product and a sum, which torch does within an operation (`add(alpha=)`,
+    `addcmul`, `lerp`) and never across two, and an inexact reciprocal root of a division by a root. That matters where
+    the error is nearly the same in every step and adds up: with `p * decay` unrounded AdamW is 116 eps off after 1,000
+    steps. The absolute value of what is positive changes nothing, and compilers do not see through it, as they do
+    through barriers and `reduce_precision`.
     """
     return jnp.where(x > 0, jnp.abs(x), x)
 

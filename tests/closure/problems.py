@@ -1,4 +1,4 @@
-"""Test problems of Moré, Garbow and Hillstrom (1981) as sums of squares, with their numbers there and starting points."""
+"""Test problems of Moré, Garbow and Hillstrom (1981) as sums of squares, with their starting points."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -82,9 +82,7 @@ def powell_singular(x: jax.Array) -> jax.Array:
 
 def wood(x: jax.Array) -> jax.Array:
     a, b, c, d = x
-    return jnp.stack(
-        [10 * (b - a * a), 1 - a, 90**0.5 * (d - c * c), 1 - c, 10**0.5 * (b + d - 2), 10**-0.5 * (b - d)]
-    )
+    return jnp.stack([10 * (b - a * a), 1 - a, 90**0.5 * (d - c * c), 1 - c, 10**0.5 * (b + d - 2), 10**-0.5 * (b - d)])
 
 
 def brown_dennis(x: jax.Array) -> jax.Array:

@@ -108,7 +108,14 @@ MORE = [
         "cyclic, exp_range",
         (
             "CyclicLR",
-            {"base_lr": 0.01, "max_lr": 0.1, "step_size_up": 13, "mode": "exp_range", "gamma": 0.99, "base_momentum": 0.7},
+            {
+                "base_lr": 0.01,
+                "max_lr": 0.1,
+                "step_size_up": 13,
+                "mode": "exp_range",
+                "gamma": 0.99,
+                "base_momentum": 0.7,
+            },
         ),
     ),
     Case(
@@ -134,14 +141,27 @@ MORE = [
         "one_cycle, linear",
         (
             "OneCycleLR",
-            {"max_lr": 0.1, "total_steps": 301, "anneal_strategy": "linear", "pct_start": 0.25, "max_momentum": [0.9, 0.99]},
+            {
+                "max_lr": 0.1,
+                "total_steps": 301,
+                "anneal_strategy": "linear",
+                "pct_start": 0.25,
+                "max_momentum": [0.9, 0.99],
+            },
         ),
     ),
-    Case("plateau, max, abs", ("ReduceLROnPlateau", {"mode": "max", "threshold_mode": "abs", "threshold": 0.01, "factor": 0.8})),
-    Case("plateau, min, abs", ("ReduceLROnPlateau", {"threshold_mode": "abs", "patience": 0, "factor": 0.9, "eps": 1e-3})),
+    Case(
+        "plateau, max, abs",
+        ("ReduceLROnPlateau", {"mode": "max", "threshold_mode": "abs", "threshold": 0.01, "factor": 0.8}),
+    ),
+    Case(
+        "plateau, min, abs", ("ReduceLROnPlateau", {"threshold_mode": "abs", "patience": 0, "factor": 0.9, "eps": 1e-3})
+    ),
     Case("plateau, max, rel", ("ReduceLROnPlateau", {"mode": "max", "patience": 2, "factor": 0.95, "min_lr": 0.02})),
     Case("sequential over chained", _sequential([40], _chained(WARM_UP, _exponential(0.99)), COSINE)),
-    Case("sequential in sequential", _sequential([60], _sequential([20], WARM_UP, COSINE), ("StepLR", {"step_size": 30}))),
+    Case(
+        "sequential in sequential", _sequential([60], _sequential([20], WARM_UP, COSINE), ("StepLR", {"step_size": 30}))
+    ),
     Case("chained over sequential", _chained(_sequential([30], WARM_UP, COSINE), _exponential(0.995), COSINE)),
     Case(
         "sequential of many",
@@ -158,7 +178,11 @@ MORE = [
     ),
     Case(
         "two one_cycles share their keys",
-        _sequential([50], ("OneCycleLR", {"max_lr": 0.1, "total_steps": 60}), ("OneCycleLR", {"max_lr": 0.4, "total_steps": 300})),
+        _sequential(
+            [50],
+            ("OneCycleLR", {"max_lr": 0.1, "total_steps": 60}),
+            ("OneCycleLR", {"max_lr": 0.4, "total_steps": 300}),
+        ),
     ),
     Case("plateau beside", _sequential([20], WARM_UP, COSINE), plateau=PLATEAU),
     Case("plateau beside one_cycle, beta1", ("OneCycleLR", {"max_lr": 0.1, "total_steps": 301}), "adam", PLATEAU),
@@ -174,6 +198,18 @@ def metrics(steps: int) -> np.ndarray:
     values = np.exp(-t / 200) + 0.3 * (t % 90 < 40) + 0.01 * rng.standard_normal(steps)
     values[17::41] = math.nan
     return values.astype(np.float32)
+
+
+def epochs(case: Case, steps: int, chainable_too: bool = False) -> list[Any]:
+    """Epochs to go to: in order, then anywhere; with warm restarts also between two. None stands for a plain step."""
+    rng = np.random.default_rng(1)
+    anywhere = rng.integers(0, steps, steps - steps // 2)
+    found: list[Any] = [*range(steps // 2), *map(int, anywhere)]
+    if case.spec[0] == "CosineAnnealingWarmRestarts":
+        found[::3] = [epoch + 0.25 * (i % 4) for i, epoch in enumerate(found[::3])]
+    if chainable_too:
+        found[5::7] = [None] * len(found[5::7])
+    return found
 
 
 def ours(spec: Spec, table: int | None = None) -> lr_scheduler.Scheduler:

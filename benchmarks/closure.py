@@ -1,0 +1,266 @@
+"""L-BFGS and nonlinear conjugate gradients beside their peers: `python -m benchmarks.closure [evaluations] [time]`.
+
+`evaluations`: on problems of Moré, Garbow and Hillstrom in float64, the evaluations (a loss with its gradient), the
+iterations and the last gradient of our two, SciPy's, optax's, jaxopt's and optimistix's. Every one is to make the
+gradient's largest element 1e-5 or smaller; a `!` marks those that did not. Packages that are not installed are left
+out (`pip install jaxopt optimistix`).
+
+`time`: one step of L-BFGS against torch's on the same function, after compilation, in turns in one process, with the
+evaluations of both; and the memory of ours.
+"""
+
+import argparse
+import importlib.util
+import os
+import resource
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from scipy.optimize import minimize as scipy_minimize
+
+import jaxopt_port as optim
+from tests.closure.problems import PROBLEMS, Problem
+
+TOLERANCE = 1e-5
+MAX_STEPS = 20_000
+SIZES = (100, 1_000, 10_000, 100_000, 1_000_000)
+
+
+class Run(NamedTuple):
+    evaluations: int
+    iterations: int
+    grad_norm: float
+
+    @property
+    def solved(self) -> bool:
+        return self.grad_norm <= TOLERANCE
+
+    def __str__(self) -> str:
+        return f"{self.evaluations} / {self.iterations} / {self.grad_norm:.0e}{'' if self.solved else ' !'}"
+
+
+Solver = Callable[[Problem], Run]
+
+
+def ours(optimizer: optim.Optimizer) -> Solver:
+    def solve(problem: Problem) -> Run:
+        end = optim.minimize(optimizer, problem.loss, jnp.asarray(problem.first()), MAX_STEPS, TOLERANCE)
+        return Run(int(end.evaluations), int(end.steps), float(end.grad_norm))
+
+    return solve
+
+
+def scipy(method: str, **options: Any) -> Solver:
+    def solve(problem: Problem) -> Run:
+        value_and_grad = jax.jit(jax.value_and_grad(problem.loss))
+
+        def fun(x: np.ndarray) -> tuple[float, np.ndarray]:
+            loss, grad = value_and_grad(x)
+            return float(loss), np.asarray(grad)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            options_ = {"gtol": TOLERANCE, "maxiter": MAX_STEPS, **options}
+            end = scipy_minimize(fun, problem.first(), jac=True, method=method, options=options_)
+        return Run(int(end.nfev), int(end.nit), float(np.abs(end.jac).max()))
+
+    return solve
+
+
+def _counted(loss: Callable[[jax.Array], jax.Array], calls: list[int]) -> Callable[[jax.Array], jax.Array]:
+    """The loss, which counts the evaluations of its gradient when it runs."""
+
+    @jax.custom_vjp
+    def counted(x: jax.Array) -> jax.Array:
+        jax.debug.callback(lambda: calls.append(1))
+        return loss(x)
+
+    def forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        jax.debug.callback(lambda: calls.append(1))
+        value, grad = jax.value_and_grad(loss)(x)
+        return value, grad
+
+    counted.defvjp(forward, lambda grad, cotangent: (cotangent * grad,))
+    return counted
+
+
+def with_optax(problem: Problem) -> Run:
+    calls: list[int] = []
+    fun, optimizer = _counted(problem.loss, calls), optax.lbfgs()
+    value_and_grad = optax.value_and_grad_from_state(fun)
+
+    def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        x, state, _, iterations = carry
+        value, grad = value_and_grad(x, state=state)
+        updates, state = optimizer.update(grad, state, x, value=value, grad=grad, value_fn=fun)
+        grad = optax.tree.get(state, "grad")  # that of the point the line search chose
+        return optax.apply_updates(x, updates), state, grad, iterations + 1
+
+    @jax.jit
+    def run(x: jax.Array) -> tuple[Any, ...]:
+        start = (x, optimizer.init(x), jnp.full_like(x, jnp.inf), jnp.int32(0))
+        return jax.lax.while_loop(lambda c: (jnp.abs(c[2]).max() > TOLERANCE) & (c[3] < 2000), step, start)
+
+    x, _, _, iterations = jax.block_until_ready(run(jnp.asarray(problem.first())))
+    jax.effects_barrier()
+    return Run(len(calls), int(iterations), float(jnp.abs(jax.grad(problem.loss)(x)).max()))
+
+
+def with_jaxopt(name: str) -> Solver:
+    def solve(problem: Problem) -> Run:
+        import jaxopt
+
+        calls: list[int] = []
+        fun = _counted(problem.loss, calls)
+        # jaxopt's tolerance is of the Euclidean norm, which is at least the largest element.
+        solver = getattr(jaxopt, name)(fun, tol=TOLERANCE, maxiter=MAX_STEPS)
+        x, state = jax.block_until_ready(solver.run(jnp.asarray(problem.first())))
+        jax.effects_barrier()
+        return Run(len(calls), int(state.iter_num), float(jnp.abs(jax.grad(problem.loss)(x)).max()))
+
+    return solve
+
+
+def with_optimistix(name: str) -> Solver:
+    def solve(problem: Problem) -> Run:
+        import optimistix
+
+        calls: list[int] = []
+        fun = _counted(problem.loss, calls)
+        # It has no tolerance of the gradient: these are for the change of parameters and loss.
+        solver = getattr(optimistix, name)(rtol=1e-12, atol=1e-12)
+        end = optimistix.minimise(
+            lambda x, _: fun(x), solver, jnp.asarray(problem.first()), max_steps=MAX_STEPS, throw=False
+        )
+        jax.effects_barrier()
+        grad_norm = float(jnp.abs(jax.grad(problem.loss)(end.value)).max())
+        return Run(len(calls), int(end.stats["num_steps"]), grad_norm)
+
+    return solve
+
+
+SOLVERS: dict[str, Solver] = {
+    "nonlinear_cg": ours(optim.nonlinear_cg()),
+    "lbfgs": ours(optim.lbfgs(line_search_fn="strong_wolfe", tolerance_change=0.0)),
+    "scipy CG": scipy("CG"),
+    "scipy L-BFGS-B": scipy("L-BFGS-B", ftol=0, maxfun=10 * MAX_STEPS),
+    "optax lbfgs": with_optax,
+}
+if importlib.util.find_spec("jaxopt"):
+    SOLVERS |= {"jaxopt NonlinearCG": with_jaxopt("NonlinearCG"), "jaxopt LBFGS": with_jaxopt("LBFGS")}
+if importlib.util.find_spec("optimistix"):
+    SOLVERS |= {name: with_optimistix(name.split()[1]) for name in ("optimistix NonlinearCG", "optimistix LBFGS")}
+
+
+def evaluations() -> None:
+    """Print a row a problem: evaluations / iterations / largest element of the last gradient."""
+    print(f"| problem | {' | '.join(SOLVERS)} |\n|{'---|' * (len(SOLVERS) + 1)}")
+    runs: dict[str, list[Run]] = {name: [] for name in SOLVERS}
+    for problem_name, problem in PROBLEMS.items():
+        for name, solve in SOLVERS.items():
+            runs[name].append(solve(problem))
+        print(f"| {problem_name} | {' | '.join(str(runs[name][-1]) for name in SOLVERS)} |", flush=True)
+    print(f"| solved | {' | '.join(str(sum(run.solved for run in each)) for each in runs.values())} |")
+    medians = [statistics.median(r.evaluations if r.solved else np.inf for r in each) for each in runs.values()]
+    print(f"| median evaluations, unsolved infinite | {' | '.join(f'{m:g}' for m in medians)} |")
+
+
+def _rosenbrock(x: Any) -> Any:
+    """Chained, in operations that jax and torch arrays share."""
+    a, b = x[:-1], x[1:]
+    curve, away = b - a * a, 1 - a
+    return (100 * curve * curve + away * away).sum()
+
+
+def _start(size: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(size)
+
+
+class Ours:
+    def __init__(self, size: int, options: dict[str, Any]):
+        self.optimizer, self.start = optim.lbfgs(**options), jnp.asarray(_start(size))
+        self.step = jax.jit(
+            lambda state, params: self.optimizer.step_closure(_rosenbrock, state, params), donate_argnums=(0, 1)
+        )
+        self()
+
+    def __call__(self) -> tuple[float, int]:
+        params, state = self.start + 0, self.optimizer.init(self.start)
+        jax.block_until_ready((params, state))
+        begin = time.perf_counter()
+        _, _, state = jax.block_until_ready(self.step(state, params))
+        return time.perf_counter() - begin, int(state.steps[0]["func_evals"])
+
+    def temporary_bytes(self) -> int:
+        params, state = self.start + 0, self.optimizer.init(self.start)
+        return self.step.lower(state, params).compile().memory_analysis().temp_size_in_bytes
+
+
+class Torch:
+    def __init__(self, size: int, options: dict[str, Any]):
+        self.options, self.start = options, _start(size)
+        self()
+
+    def __call__(self) -> tuple[float, int]:
+        import torch
+
+        x = torch.nn.Parameter(torch.from_numpy(self.start.copy()))
+        optimizer = torch.optim.LBFGS([x], **self.options)
+
+        def closure() -> Any:
+            optimizer.zero_grad()
+            loss = _rosenbrock(x)
+            loss.backward()
+            return loss
+
+        begin = time.perf_counter()
+        optimizer.step(closure)
+        return time.perf_counter() - begin, optimizer.state[x]["func_evals"]
+
+
+def timing(rounds: int, sizes: list[int]) -> None:
+    """Print a row a size: milliseconds of one step, evaluations, memory."""
+    print("| parameters | line search | history | evaluations, ours / torch | ours, ms | torch, ms | torch / ours", end="")
+    print(" | state, vectors | working memory, vectors |\n|" + "---|" * 9)
+    for size in sizes:
+        history = 100 if size < 1_000_000 else 20  # 100 float64 vectors of a million, twice, are 1.6 GB
+        for line_search in (None, "strong_wolfe"):
+            options = {"line_search_fn": line_search, "history_size": history, "lr": 1 if line_search else 0.1}
+            sides = Ours(size, options), Torch(size, options)
+            times: list[list[float]] = [[], []]
+            evals = [0, 0]
+            for _ in range(rounds):
+                for index, side in enumerate(sides):
+                    seconds, evals[index] = side()
+                    times[index].append(seconds * 1e3)
+            mine, theirs = map(statistics.median, times)
+            state = sum(x.nbytes for x in jax.tree.leaves(sides[0].optimizer.init(sides[0].start))) / (8 * size)
+            print(f"| {size:,} | {line_search} | {history} | {evals[0]} / {evals[1]} | {mine:.2f} | {theirs:.2f}", end="")
+            print(f" | {theirs / mine:.1f} | {state:.1f} | {sides[0].temporary_bytes() / (8 * size):.1f} |", flush=True)
+    print(f"peak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", default=["evaluations", "time"])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--sizes", type=int, nargs="*", default=SIZES)
+    arguments = parser.parse_args()
+    jax.config.update("jax_enable_x64", True)
+    if "evaluations" in arguments.what:
+        evaluations()
+    if "time" in arguments.what:
+        timing(arguments.rounds, arguments.sizes)
+
+
+if __name__ == "__main__":
+    main()

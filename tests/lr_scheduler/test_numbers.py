@@ -1,0 +1,114 @@
+"""Rates, momentum and beta1 equal torch's bit for bit, and so does what torch keeps in its state_dict."""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.lr_scheduler.cases import (
+    MAIN,
+    MORE,
+    MORE_STEPS,
+    STEPS,
+    Case,
+    Ours,
+    Torch,
+    differing,
+    epochs,
+    python_values,
+    scan_values,
+    torch_values,
+)
+
+pytest.importorskip("torch")
+
+CHAINABLE = [pytest.param(case, STEPS, id=case.label) for case in MAIN] + [
+    pytest.param(case, MORE_STEPS, id=case.label) for case in MORE
+]
+CLOSED = [
+    pytest.param(case, steps, id=case.label)
+    for cases, steps in ((MAIN, STEPS), (MORE, MORE_STEPS))
+    for case in cases
+    if case.spec[0] not in ("SequentialLR", "ChainedScheduler")
+]
+
+
+@pytest.mark.parametrize(("case", "steps"), CHAINABLE)
+def test_chainable_from_python(case: Case, steps: int) -> None:
+    expected, theirs = torch_values(case, steps)
+    actual, carry = python_values(case, steps)
+    assert differing(actual, expected) == 0
+    assert_state(case, carry, theirs)
+
+
+@pytest.mark.parametrize(("case", "steps"), CHAINABLE)
+def test_chainable_in_jit_and_scan(case: Case, steps: int) -> None:
+    expected, theirs = torch_values(case, steps)
+    actual, carry = scan_values(case, steps)
+    assert differing(actual, expected) == 0
+    assert_state(case, carry, theirs)
+
+
+@pytest.mark.parametrize(("case", "steps"), CLOSED)
+def test_closed_form_from_python(case: Case, steps: int) -> None:
+    where = epochs(case, min(steps, 500), chainable_too=True)
+    expected, theirs = torch_values(case, len(where), where)
+    actual, carry = python_values(case, len(where), where)
+    assert differing(actual, expected) == 0
+    assert_state(case, carry, theirs)
+
+
+@pytest.mark.parametrize(("case", "steps"), CLOSED)
+def test_closed_form_in_jit_and_scan(case: Case, steps: int) -> None:
+    where = epochs(case, steps)
+    expected, theirs = torch_values(case, steps, where)
+    actual, carry = scan_values(case, steps, where)
+    assert differing(actual, expected) == 0
+    assert_state(case, carry, theirs)
+
+
+def test_in_the_exact_process() -> None:
+    """Where neither side may fuse or rewrite arithmetic."""
+    flags = (
+        "--xla_cpu_max_isa=AVX --xla_disable_hlo_passes=algsimp --xla_cpu_ftz=false "
+        "--xla_backend_optimization_level=0"  # only to compile in half the time
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.lr_scheduler.exact_process"],
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    differences = json.loads(done.stdout)
+    assert len(differences) == len(CHAINABLE) + len(CLOSED)
+    print(f"{len(differences)} runs, {sum(differences.values())} differing values")
+    assert not any(differences.values()), differences
+
+
+def assert_state(case: Case, carry: Any, theirs: Torch) -> None:
+    """What torch's state_dict and groups hold is in the scheduler's options and state, by the same names."""
+    run, (sched, _, _) = Ours(case), carry
+    assert_dict(theirs.scheduler.state_dict(), run.scheduler, sched)
+    live = {"params", "lr", "momentum", "betas", *theirs.optimizer.defaults}
+    for group, added in zip(theirs.optimizer.param_groups, sched["param_groups"], strict=True):
+        assert {k: v for k, v in group.items() if k not in live} == {k: float(v) for k, v in added.items()}
+    assert run.scheduler.get_last_lr(sched) == theirs.scheduler.get_last_lr()
+
+
+def assert_dict(expected: dict[str, Any], scheduler: Any, sched: dict[str, Any]) -> None:
+    flags = {"_is_initial", "_get_lr_called_within_step", "use_beta1"}  # False between steps; betas in the state
+    functions = {"lr_lambdas", "_scale_fn_custom"}
+    assert set(expected) - flags == (set(scheduler.options) | set(sched)) - {"param_groups"}
+    for name in set(expected) - flags - functions:
+        if name == "_schedulers":
+            for each in zip(expected[name], scheduler.options[name], sched[name], strict=True):
+                assert_dict(*each)
+        elif name in sched:
+            assert np.array_equal(expected[name], np.array(sched[name])), name
+        else:
+            assert expected[name] == scheduler.options[name], name

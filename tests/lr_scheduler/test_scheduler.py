@@ -1,0 +1,256 @@
+"""What holds for every scheduler, beside its numbers: states, jit, errors, the optimizer and optax around it."""
+
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxopt_port as optim
+from jaxopt_port import lr_scheduler
+from tests.lr_scheduler.cases import MAIN, MORE, NAMES, Case, Ours, metrics, optimizer_state, ours, theirs
+
+torch = pytest.importorskip("torch")
+
+STATE = optimizer_state("sgd")
+EACH = [pytest.param(case, id=case.label) for case in MAIN]
+
+
+def bits(tree: Any) -> list[bytes]:
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
+
+
+def test_there_is_one_for_each_of_torchs() -> None:
+    names = {name for name in torch.optim.lr_scheduler.__all__ if name != "LRScheduler"} | {"SWALR"}
+    assert names == set(NAMES)
+    assert set(lr_scheduler.schedulers) == set(NAMES.values())
+    assert {case.spec[0] for case in MAIN} == set(NAMES)
+
+
+@pytest.mark.parametrize("case", EACH)
+def test_interrupted_at_any_step(case: Case) -> None:
+    """Through device_get, a file and restore, after every step."""
+    run = Ours(case, table=50)
+    step = jax.jit(run.step)
+    through = restored = run.init()
+    for metric in metrics(40):
+        through = step(through, jnp.asarray(metric))
+        restored = step(restored, jnp.asarray(metric))
+        restored = optim.restore(pickle.loads(pickle.dumps(jax.device_get(restored))))
+        assert bits(restored) == bits(through)
+    assert step._cache_size() == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("case", EACH)
+def test_jit_changes_neither_structure_nor_dtypes(case: Case) -> None:
+    run = Ours(case, table=50)
+    carry, made_in_jit = run.init(), jax.jit(run.init)()
+    python, jitted = run.step(carry, np.float32(1)), jax.jit(run.step, donate_argnums=0)(made_in_jit, jnp.ones(()))
+    types = [(jax.tree.structure(each), [x.dtype for x in jax.tree.leaves(each)]) for each in (carry, python, jitted)]
+    assert types[0] == types[1] == types[2]
+    assert {str(dtype) for dtype in types[0][1]} <= {"float32", "float64", "int32", "bool"}
+    assert bits(python) == bits(jitted)
+
+
+def test_scheduler_and_optimizer_in_one_scan() -> None:
+    """Against torch's loop: the optimizer uses the rates as they change."""
+    case = next(case for case in MORE if case.label == "plateau beside")
+    steps, start = 30, np.linspace(-1, 1, 6, dtype=np.float32)
+    x = torch.nn.Parameter(torch.tensor(start))
+    torch_optimizer = torch.optim.SGD([x], lr=0.1, momentum=0.5)
+    torch_scheduler = theirs(case.spec, torch_optimizer)
+    for _ in range(steps):
+        torch_optimizer.zero_grad()
+        (x**2).sum().backward()
+        torch_optimizer.step()
+        torch_scheduler.step()
+
+    optimizer, scheduler = optim.sgd(lr=0.1, momentum=0.5), ours(case.spec)
+    params = {"x": jnp.asarray(start)}
+    sched, state = scheduler.init(optimizer.init(params))
+
+    def body(carry: Any, _: None) -> Any:
+        params, sched, state = carry
+        _, params, state = optimizer.step_closure(lambda p: (p["x"] ** 2).sum(), state, params)
+        sched, state = scheduler.step(sched, state)
+        return (params, sched, state), scheduler.get_last_lr(sched)
+
+    (params, sched, _), rates = jax.jit(lambda carry: jax.lax.scan(body, carry, length=steps))((params, sched, state))
+    assert scheduler.get_last_lr(sched) == torch_scheduler.get_last_lr()
+    assert rates[0].dtype == jnp.float64
+    np.testing.assert_allclose(params["x"], x.detach().numpy(), rtol=1e-6)
+
+
+def test_the_state_may_be_inside_another() -> None:
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optim.adamw(lr=0.5))
+    scheduler = lr_scheduler.step_lr(step_size=1)
+    sched, state = scheduler.init(optimizer.init({"w": jnp.ones(2)}))
+    sched, state = scheduler.step(sched, state)
+    assert optim.get_hyper(state)[0]["lr"] == scheduler.get_last_lr(sched)[0] == 0.05
+
+
+def test_init_after_another_scheduler_and_resuming_by_last_epoch() -> None:
+    """torch's schedulers share group["initial_lr"]; `after` hands it on."""
+    groups = [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr} for lr in (0.05, 0.5)]
+    torch_optimizer = torch.optim.SGD(groups, momentum=0.9)
+    first = torch.optim.lr_scheduler.LinearLR(torch_optimizer)
+    second = torch.optim.lr_scheduler.CosineAnnealingLR(torch_optimizer, T_max=9)
+    resumed = torch.optim.lr_scheduler.CosineAnnealingLR(torch_optimizer, T_max=9, last_epoch=4)
+    sched, state = lr_scheduler.linear_lr().init(STATE)
+    other, state = lr_scheduler.cosine_annealing_lr(T_max=9).init(state, after=sched)
+    again, state = lr_scheduler.cosine_annealing_lr(T_max=9, last_epoch=4).init(state, after=other)
+    assert [float(x) for x in other["base_lrs"]] == second.base_lrs == first.base_lrs
+    assert int(again["last_epoch"]) == resumed.last_epoch
+    assert lr_scheduler.cosine_annealing_lr(T_max=9).get_last_lr(again) == resumed.get_last_lr()
+    with pytest.raises(KeyError, match="param 'initial_lr' is not specified in param_groups\\[0\\]"):
+        lr_scheduler.cosine_annealing_lr(T_max=9, last_epoch=4).init(STATE)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("LambdaLR", {"lr_lambda": [lambda epoch: 1.0]}),
+        ("MultiplicativeLR", {"lr_lambda": [lambda epoch: 1.0] * 3}),
+        ("MultiplicativeLR", {"lr_lambda": 0.5}),
+        ("ConstantLR", {"factor": 1.5}),
+        ("ConstantLR", {"factor": -0.5}),
+        ("LinearLR", {"start_factor": 0.0}),
+        ("LinearLR", {"end_factor": 1.5}),
+        ("SequentialLR", {"schedulers": [], "milestones": []}),
+        ("SequentialLR", {"schedulers": [("ConstantLR", {})], "milestones": [1]}),
+        ("SequentialLR", {"schedulers": [("ReduceLROnPlateau", {})], "milestones": []}),
+        ("ChainedScheduler", {"schedulers": [("ConstantLR", {}), ("ReduceLROnPlateau", {})]}),
+        ("ReduceLROnPlateau", {"factor": 1.0}),
+        ("ReduceLROnPlateau", {"mode": "least"}),
+        ("ReduceLROnPlateau", {"threshold_mode": "log"}),
+        ("ReduceLROnPlateau", {"min_lr": [0.1]}),
+        ("CyclicLR", {"base_lr": 0.1, "max_lr": 0.2, "mode": "square"}),
+        ("CyclicLR", {"base_lr": [0.1], "max_lr": 0.2}),
+        ("CyclicLR", {"base_lr": 0.1, "max_lr": [0.2, 0.3, 0.4]}),
+        ("CyclicLR", {"base_lr": 0.1, "max_lr": 0.2, "base_momentum": [0.2]}),
+        ("OneCycleLR", {"max_lr": 0.1}),
+        ("OneCycleLR", {"max_lr": 0.1, "total_steps": 0}),
+        ("OneCycleLR", {"max_lr": 0.1, "epochs": -1, "steps_per_epoch": 3}),
+        ("OneCycleLR", {"max_lr": 0.1, "epochs": 2, "steps_per_epoch": 0.5}),
+        ("OneCycleLR", {"max_lr": 0.1, "total_steps": 9, "pct_start": 1.5}),
+        ("OneCycleLR", {"max_lr": 0.1, "total_steps": 9, "anneal_strategy": "log"}),
+        ("OneCycleLR", {"max_lr": [0.1], "total_steps": 9}),
+        ("CosineAnnealingWarmRestarts", {"T_0": 0}),
+        ("CosineAnnealingWarmRestarts", {"T_0": 3, "T_mult": 0.5}),
+        ("CosineAnnealingWarmRestarts", {"T_0": 3, "eta_min": "0"}),
+        ("SWALR", {"swa_lr": 0.1, "anneal_strategy": "log"}),
+        ("SWALR", {"swa_lr": 0.1, "anneal_epochs": -1}),
+        ("SWALR", {"swa_lr": [0.1]}),
+    ],
+)
+def test_errors_of_options_are_torchs(name: str, options: dict[str, Any]) -> None:
+    groups = [{"params": [torch.nn.Parameter(torch.ones(1))]} for _ in range(2)]
+    with pytest.raises((ValueError, TypeError)) as expected:
+        theirs((name, options), torch.optim.SGD(groups, lr=0.1, momentum=0.9))
+    with pytest.raises(type(expected.value)) as actual:
+        ours((name, options)).init(STATE)
+    assert str(actual.value) == str(expected.value)
+
+
+def test_errors_of_steps() -> None:
+    def after_init(scheduler: lr_scheduler.Scheduler, state: Any = STATE) -> tuple[Any, Any]:
+        return scheduler.init(state)
+
+    one_cycle = lr_scheduler.one_cycle_lr(max_lr=0.1, total_steps=2)
+    sched, state = after_init(one_cycle)
+    with pytest.raises(ValueError, match="Tried to step 3 times. The specified number of total steps is 2"):
+        one_cycle.step_to(sched, state, 3)
+    assert np.isnan(jax.jit(one_cycle.step_to)(sched, state, 3)[0]["_last_lr"][0])
+
+    restarts = lr_scheduler.cosine_annealing_warm_restarts(T_0=3)
+    with pytest.raises(ValueError, match="Expected non-negative epoch, but got -1"):
+        restarts.step_to(*after_init(restarts), -1)
+    plateau = lr_scheduler.reduce_lr_on_plateau()
+    with pytest.raises(TypeError, match="needs the metric"):
+        plateau.step(*after_init(plateau))
+    step = lr_scheduler.step_lr(step_size=3)
+    with pytest.raises(TypeError, match="takes no metric"):
+        step.step(*after_init(step), 1.0)
+    with pytest.raises(TypeError, match=r"has to be an integer, not 1\.5"):
+        step.step_to(*after_init(step), 1.5)
+    chained = lr_scheduler.chained_scheduler([step])
+    with pytest.raises(TypeError, match="ChainedScheduler takes no epoch"):
+        chained.step_to(*after_init(chained), 1)
+    with pytest.raises(NotImplementedError, match="put it first"):
+        lr_scheduler.sequential_lr([step, chained], milestones=[1])
+    with pytest.raises(ValueError, match="increasing order"):
+        lr_scheduler.sequential_lr([step, step, step], milestones=[2, 1])
+    with pytest.raises(TypeError, match="SequentialLR at index 0 should be a Scheduler, not a int"):
+        lr_scheduler.sequential_lr([1], milestones=[])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("factory", [lr_scheduler.one_cycle_lr, lr_scheduler.cyclic_lr])
+def test_cycling_needs_a_live_momentum(factory: Callable[..., lr_scheduler.Scheduler]) -> None:
+    options = {"max_lr": 0.1} | ({"total_steps": 9} if factory is lr_scheduler.one_cycle_lr else {"base_lr": 0.01})
+    state = optim.sgd(lr=0.1).init({})
+    with pytest.raises(ValueError, match="optimizer must support momentum or beta1 with.*sgd\\(lr, momentum=0.9\\)"):
+        factory(**options).init(state)
+    factory(**options, cycle_momentum=False).init(state)
+
+
+def test_a_state_that_lost_its_float64_is_refused() -> None:
+    scheduler = lr_scheduler.exponential_lr(gamma=0.5)
+    sched, state = scheduler.init(STATE)
+    with pytest.raises(TypeError, match=r"\['_last_lr'\]\[0\] of the scheduler's state is float32.*restore"):
+        jax.jit(scheduler.step)(jax.device_get(sched), state)
+    with pytest.raises(TypeError, match=r"\['lr'\] of the optimizer's state is float32.*restore"):
+        jax.jit(scheduler.step)(sched, jax.device_get(state))
+
+
+def test_functions_in_a_trace() -> None:
+    def branch(epoch: int) -> float:
+        return 1.0 if epoch < 2 else 0.5
+
+    scheduler = lr_scheduler.lambda_lr(branch)
+    sched, state = scheduler.init(STATE)
+    with pytest.raises(TypeError, match="tabulate"):
+        jax.jit(scheduler.step)(sched, state)
+    tabulated = lr_scheduler.lambda_lr(lr_scheduler.tabulate(branch, steps=2))
+    step = jax.jit(tabulated.step)
+    found = []
+    for _ in range(3):
+        sched, state = step(sched, state)
+        found.append(tabulated.get_last_lr(sched)[0])
+    assert found[:2] == [0.05, 0.025]
+    assert np.isnan(found[2])
+    with_jnp = lr_scheduler.lambda_lr(lambda epoch: jnp.where(epoch < 2, 1.0, jnp.cos(epoch)))
+    sched, _ = jax.jit(with_jnp.step_to)(*with_jnp.init(STATE), 3)
+    assert with_jnp.get_last_lr(sched) == [0.05 * np.cos(3.0), 0.5 * np.cos(3.0)]
+
+
+@pytest.mark.parametrize("case", EACH)
+def test_as_schedule(case: Case) -> None:
+    """The rates of a float32, from step with a table and from step_to without."""
+    name, options = case.spec[0], {k: v[0] if isinstance(v, list) else v for k, v in case.spec[1].items()}
+    scheduler = ours(case.spec) if "schedulers" in options or name == "MultiStepLR" else ours((name, options))
+    if name == "ReduceLROnPlateau":
+        with pytest.raises(ValueError, match="metric"):
+            lr_scheduler.as_schedule(scheduler, lr=0.05)
+        return
+    expected = lr_scheduler.rates(scheduler, lr=0.05, steps=30)
+    tabulated = lr_scheduler.as_schedule(scheduler, lr=0.05, steps=30)
+    counts = jnp.arange(30)
+    found = jax.jit(jax.vmap(tabulated))(counts)
+    assert found.dtype == jnp.float32
+    assert bits(found) == bits(np.float32(expected))
+    assert tabulated(99) == np.float32(expected[-1])
+    if not scheduler.by_epoch:
+        with pytest.raises(ValueError, match="give as_schedule the steps"):
+            lr_scheduler.as_schedule(scheduler, lr=0.05)
+        return
+    schedule = lr_scheduler.as_schedule(scheduler, lr=0.05)
+    np.testing.assert_allclose(jax.jit(jax.vmap(schedule))(counts), expected, rtol=1e-6)
+    assert schedule(7) == jax.jit(schedule)(7)
+
+
+def test_a_scheduler_shows_its_options() -> None:
+    assert repr(lr_scheduler.step_lr(step_size=3)) == "StepLR(step_size=3, gamma=0.1)"
