@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
-from jaxopt_port.lr_scheduler.number import Double, Number, cos, either
+from jaxopt_port.lr_scheduler.number import Double, Number, ask, cos, either
 from jaxopt_port.lr_scheduler.scheduler import Groups, Sched, Scheduler, per_group, scheduler
 
 PerGroup = float | Sequence[float]
@@ -118,7 +118,7 @@ def cyclic_lr(
         x = 1.0 + s["last_epoch"] / total_size - cycle
         rises = x <= step_ratio
         x = either(rises, lambda: x / step_ratio, lambda: (x - 1) / (step_ratio - 1))
-        height = scale(cycle if scale_mode == "cycle" else s["last_epoch"])
+        height = ask(scale, cycle if scale_mode == "cycle" else s["last_epoch"])
         if cycle_momentum:
             for group, low, high in zip(groups, s["base_momentums"], s["max_momentums"], strict=True):
                 _set_momentum(group, high - (high - low) * x * height)

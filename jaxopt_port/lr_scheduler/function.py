@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_port.lr_scheduler.number import Double, Number
+from jaxopt_port.lr_scheduler.number import Double, Number, ask
 from jaxopt_port.lr_scheduler.scheduler import Groups, Sched, Scheduler, scheduler, unchanged
 
 Function = Callable[[Any], Any]
@@ -82,7 +82,7 @@ def lambda_lr(lr_lambda: Function | Sequence[Function], last_epoch: int = -1) ->
 
     def get_lr(s: Sched, groups: Groups) -> list[Number]:
         functions = _functions(lr_lambda, groups)
-        return [base_lr * f(s["last_epoch"]) for f, base_lr in zip(functions, s["base_lrs"], strict=True)]
+        return [base_lr * ask(f, s["last_epoch"]) for f, base_lr in zip(functions, s["base_lrs"], strict=True)]
 
     options = {"lr_lambdas": lr_lambda}
     return scheduler("LambdaLR", get_lr, options=options, last_epoch=last_epoch, setup=setup, by_epoch=True)
@@ -117,7 +117,7 @@ def multiplicative_lr(lr_lambda: Function | Sequence[Function], last_epoch: int 
 
     def get_lr(s: Sched, groups: Groups) -> list[Number]:
         functions = _functions(lr_lambda, groups)
-        return [group["lr"] * f(s["last_epoch"]) for f, group in zip(functions, groups, strict=True)]
+        return [group["lr"] * ask(f, s["last_epoch"]) for f, group in zip(functions, groups, strict=True)]
 
     return scheduler(
         "MultiplicativeLR",

@@ -37,8 +37,7 @@ class Double:
     not keep XLA from it, and what is selected by one condition LLVM merges.)
 
     A scheduler's Python function gets a Double for its epoch in a trace: `+ - * / // % **`, comparisons, `jnp.where`
-    and the functions of `jax.numpy` take it. Where Python itself asks for its value there is an error that names the
-    remedy.
+    and the functions of `jax.numpy` take it. Where Python itself asks for its value there is an error.
     """
 
     def __init__(self, value: Any, one: jax.Array | None):
@@ -77,10 +76,7 @@ class Double:
         return self.value
 
     def _unknown(self) -> Any:
-        raise TypeError(
-            "the epoch has no value while jit or scan traces the scheduler, and this function asks for it (if, math, "
-            "int, an index). Give the scheduler lr_scheduler.tabulate(function, steps), or call step outside jit."
-        )
+        raise TypeError("a number has no value while jit or scan traces the scheduler")
 
     __bool__ = __int__ = __float__ = __index__ = _unknown
 
@@ -105,6 +101,19 @@ def either(condition: Condition, yes: Callable[[], Any], no: Callable[[], Any]) 
         return a if a is b else Double(jnp.where(condition, _raw(a), _raw(b)), one)
 
     return jax.tree.map(select, yes(), no())
+
+
+def ask(function: Callable[[Any], Any], epoch: Number) -> Number:
+    """`function(epoch)`; where it cannot be traced, with the remedy in the error."""
+    try:
+        return function(epoch)
+    except TypeError as error:
+        if isinstance(epoch, Double):
+            error.add_note(
+                "Under jit the epoch has no value, and the scheduler's function asks for it (if, math, int, an index). "
+                "Give the scheduler lr_scheduler.tabulate(function, steps), or call step outside jit."
+            )
+        raise
 
 
 def count(conditions: Iterable[Condition]) -> Number:

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from jaxopt_port.hyper import find_state, replace_state
 from jaxopt_port.lr_scheduler.number import Double, Number, numbers
@@ -266,9 +265,7 @@ def _arrays(new: Any, before: Any = None, old: Any = None) -> Any:
     unchanged = [None] * len(leaves) if old is None else jax.tree.leaves(before)
     moved = [i for i, (x, was) in enumerate(zip(leaves, unchanged, strict=True)) if x is not was]
     made = [_array(leaves[i], arrays[i]) for i in moved]
-    if not any(isinstance(x, Tracer) for x in made):
-        made = _on_device(made)
-    for i, x in zip(moved, made, strict=True):
+    for i, x in zip(moved, _on_device(made), strict=True):
         arrays[i] = x
     return treedef.unflatten(arrays)
 

@@ -162,7 +162,7 @@ def test_errors_of_steps() -> None:
 
     one_cycle = lr_scheduler.one_cycle_lr(max_lr=0.1, total_steps=2)
     sched, state = after_init(one_cycle)
-    with pytest.raises(ValueError, match="Tried to step 3 times. The specified number of total steps is 2"):
+    with pytest.raises(ValueError, match="Tried to step 3 times"):
         one_cycle.step_to(sched, state, 3)
     assert np.isnan(jax.jit(one_cycle.step_to)(sched, state, 3)[0]["_last_lr"][0])
 
@@ -192,7 +192,7 @@ def test_errors_of_steps() -> None:
 def test_cycling_needs_a_live_momentum(factory: Callable[..., lr_scheduler.Scheduler]) -> None:
     options = {"max_lr": 0.1} | ({"total_steps": 9} if factory is lr_scheduler.one_cycle_lr else {"base_lr": 0.01})
     state = optim.sgd(lr=0.1).init({})
-    with pytest.raises(ValueError, match="optimizer must support momentum or beta1 with.*sgd\\(lr, momentum=0.9\\)"):
+    with pytest.raises(ValueError, match=r"optimizer must support momentum or beta1 with.*sgd\(lr, momentum=0\.9\)"):
         factory(**options).init(state)
     factory(**options, cycle_momentum=False).init(state)
 
