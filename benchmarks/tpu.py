@@ -29,7 +29,8 @@ def main() -> None:
         state = optimizer.init(params)
         step = jax.jit(optimizer.step, in_shardings=sharding, out_shardings=sharding)
         compiled = step.trace(params, state, params).lower().compile()
-        print(f"{name}: compiled for {TOPOLOGY}, {len((compiled.as_text() or '').splitlines())} lines of HLO", flush=True)
+        lines = len((compiled.as_text() or "").splitlines())
+        print(f"{name}: compiled for {TOPOLOGY}, {lines} lines of HLO", flush=True)
 
 
 if __name__ == "__main__":

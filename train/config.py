@@ -143,12 +143,30 @@ def optimizer_options(config: Config, factory: Callable[..., Any]) -> dict[str, 
             raise UsageError(f"--option {text}: write --lr {value}")
         if key not in known:
             raise UsageError(f"--option {text}: {config.optimizer} has no such option; it has {', '.join(known)}")
-        try:
-            options[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError) as error:
-            if not isinstance(known[key], str | None):
-                raise UsageError(
-                    f"--option {text}: the value must be a Python literal, such as {key}={known[key]}"
-                ) from error
-            options[key] = value
+        options[key] = _literal(value)
+        if not _alike(options[key], known[key]):
+            raise UsageError(f"--option {text}: the value must be a Python literal, such as {key}={known[key]}")
     return options
+
+
+def _literal(text: str) -> Any:
+    """The value of a Python literal, and of anything else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _alike(value: Any, default: Any) -> bool:
+    """Whether an option with this default could have the value: a number for a number, two for two."""
+    if isinstance(default, tuple):
+        return (
+            isinstance(value, tuple)
+            and len(value) == len(default)
+            and all(_alike(one, other) for one, other in zip(value, default, strict=True))
+        )
+    if isinstance(default, bool):
+        return isinstance(value, bool)
+    if isinstance(default, int | float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return True

@@ -36,8 +36,8 @@ class Double:
     changes no bit, and neither does a fused multiply-add with it. (An optimization barrier and `reduce_precision` do
     not keep XLA from it, and what is selected by one condition LLVM merges.)
 
-    A scheduler's Python function gets a Double for its epoch in a trace: `+ - * / // % **`, comparisons, `jnp.where`
-    and the functions of `jax.numpy` take it. Where Python itself asks for its value there is an error.
+    A scheduler's Python function gets a Double for its epoch in a trace. It takes `+ - * / // % **` and comparisons;
+    `jnp.asarray` makes an array of it.
     """
 
     def __init__(self, value: Any, one: jax.Array | None):

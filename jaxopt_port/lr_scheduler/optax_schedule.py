@@ -1,5 +1,7 @@
 """The rates of a scheduler without an optimizer of ours: as a list, as an optax.Schedule."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,7 +66,7 @@ def as_schedule(scheduler: Scheduler, lr: float, steps: int | None = None) -> op
     table = None if steps is None else np.array(rates(scheduler, lr, steps))
     sched, state = _init(scheduler, lr)
 
-    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
+    def schedule(count: Any) -> jax.Array:
         dtype = jax.dtypes.canonicalize_dtype(float)
         with float64():
             if table is None:

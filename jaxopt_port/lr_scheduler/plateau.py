@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from jaxopt_port.lr_scheduler.number import Condition, Number, either, largest
-from jaxopt_port.lr_scheduler.scheduler import Groups, Sched, Scheduler, lrs
+from jaxopt_port.lr_scheduler.scheduler import Groups, Sched, Scheduler, lrs, per_group
 
 
 def reduce_lr_on_plateau(
@@ -61,15 +61,14 @@ def reduce_lr_on_plateau(
     shared_min = None if isinstance(min_lr, list | tuple) else min_lr
 
     def construct(groups: Groups) -> Sched:
-        min_lrs = list(min_lr) if isinstance(min_lr, list | tuple) else [min_lr] * len(groups)
-        if len(min_lrs) != len(groups):
-            raise ValueError(f"expected {len(groups)} min_lrs, got {len(min_lrs)}")
+        if isinstance(min_lr, list | tuple) and len(min_lr) != len(groups):
+            raise ValueError(f"expected {len(groups)} min_lrs, got {len(min_lr)}")
         return {
             "best": worst,
             "num_bad_epochs": 0,
             "cooldown_counter": 0,
             "last_epoch": 0,
-            "min_lrs": list(map(float, min_lrs)),
+            "min_lrs": per_group("min_lr", groups, min_lr),
             "_last_lr": lrs(groups),
         }
 

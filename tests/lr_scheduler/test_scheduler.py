@@ -24,6 +24,10 @@ def bits(tree: Any) -> list[bytes]:
     return [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
 
 
+def dtypes(tree: Any) -> tuple[Any, list[str]]:
+    return jax.tree.structure(tree), [str(x.dtype) for x in jax.tree.leaves(tree)]
+
+
 def test_there_is_one_for_each_of_torchs() -> None:
     names = {name for name in torch.optim.lr_scheduler.__all__ if name != "LRScheduler"} | {"SWALR"}
     assert names == set(NAMES)
@@ -33,27 +37,30 @@ def test_there_is_one_for_each_of_torchs() -> None:
 
 @pytest.mark.parametrize("case", EACH)
 def test_interrupted_at_any_step(case: Case) -> None:
-    """Through device_get, a file and restore, after every step."""
+    """Through device_get, a file and restore after every step: the same bits, structure and program."""
     run = Ours(case, table=50)
     step = jax.jit(run.step)
-    through = restored = run.init()
+    start = through = restored = run.init()
     for metric in metrics(40):
         through = step(through, jnp.asarray(metric))
         restored = step(restored, jnp.asarray(metric))
         restored = optim.restore(pickle.loads(pickle.dumps(jax.device_get(restored))))
         assert bits(restored) == bits(through)
     assert step._cache_size() == 1  # type: ignore[attr-defined]
+    assert dtypes(start) == dtypes(through) == dtypes(run.step(start, np.float32(1)))
 
 
-@pytest.mark.parametrize("case", EACH)
-def test_jit_changes_neither_structure_nor_dtypes(case: Case) -> None:
-    run = Ours(case, table=50)
-    carry, made_in_jit = run.init(), jax.jit(run.init)()
-    python, jitted = run.step(carry, np.float32(1)), jax.jit(run.step, donate_argnums=0)(made_in_jit, jnp.ones(()))
-    types = [(jax.tree.structure(each), [x.dtype for x in jax.tree.leaves(each)]) for each in (carry, python, jitted)]
-    assert types[0] == types[1] == types[2]
-    assert {str(dtype) for dtype in types[0][1]} <= {"float32", "float64", "int32", "bool"}
-    assert bits(python) == bits(jitted)
+@pytest.mark.parametrize("label", ["sequential", "one_cycle", "plateau"])
+def test_init_in_jit_and_donation(label: str) -> None:
+    run = Ours(next(case for case in MAIN if case.label == label))
+    start, made_in_jit = run.init(), jax.jit(run.init)()
+    assert dtypes(start) == dtypes(made_in_jit)
+    assert bits(start) == bits(made_in_jit)
+    for _ in range(2):
+        made_in_jit = jax.jit(run.step, donate_argnums=0)(made_in_jit, jnp.ones(()))
+    expected = run.step(run.step(start, 1.0), 1.0)
+    assert bits(made_in_jit) == bits(expected)
+    assert bits(jax.jit(run.step, donate_argnums=0)(expected, jnp.ones(())))
 
 
 def test_scheduler_and_optimizer_in_one_scan() -> None:
@@ -222,34 +229,41 @@ def test_functions_in_a_trace() -> None:
         found.append(tabulated.get_last_lr(sched)[0])
     assert found[:2] == [0.05, 0.025]
     assert np.isnan(found[2])
-    with_jnp = lr_scheduler.lambda_lr(lambda epoch: jnp.where(epoch < 2, 1.0, jnp.cos(epoch)))
+    with_jnp = lr_scheduler.lambda_lr(lambda epoch: jnp.where(epoch < 2, 1.0, jnp.cos(jnp.asarray(epoch))))
     sched, _ = jax.jit(with_jnp.step_to)(*with_jnp.init(STATE), 3)
     assert with_jnp.get_last_lr(sched) == [0.05 * np.cos(3.0), 0.5 * np.cos(3.0)]
 
 
-@pytest.mark.parametrize("case", EACH)
-def test_as_schedule(case: Case) -> None:
-    """The rates of a float32, from step with a table and from step_to without."""
-    name, options = case.spec[0], {k: v[0] if isinstance(v, list) else v for k, v in case.spec[1].items()}
-    scheduler = ours(case.spec) if "schedulers" in options or name == "MultiStepLR" else ours((name, options))
-    if name == "ReduceLROnPlateau":
-        with pytest.raises(ValueError, match="metric"):
-            lr_scheduler.as_schedule(scheduler, lr=0.05)
-        return
-    expected = lr_scheduler.rates(scheduler, lr=0.05, steps=30)
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        lr_scheduler.cosine_annealing_lr(T_max=20),
+        lr_scheduler.one_cycle_lr(max_lr=0.1, total_steps=40),
+        lr_scheduler.sequential_lr([lr_scheduler.linear_lr(), lr_scheduler.step_lr(step_size=2)], milestones=[4]),
+        lr_scheduler.swalr(swa_lr=0.2),
+    ],
+    ids=lambda scheduler: scheduler.name,
+)
+def test_as_schedule(scheduler: lr_scheduler.Scheduler) -> None:
+    """The rates as float32: of step from a table, of step_to without one."""
+    expected = np.array(lr_scheduler.rates(scheduler, lr=0.05, steps=30), np.float32)
     tabulated = lr_scheduler.as_schedule(scheduler, lr=0.05, steps=30)
-    counts = jnp.arange(30)
-    found = jax.jit(jax.vmap(tabulated))(counts)
+    found = jnp.asarray(jax.jit(jax.vmap(tabulated))(jnp.arange(30)))
     assert found.dtype == jnp.float32
-    assert bits(found) == bits(np.float32(expected))
-    assert tabulated(99) == np.float32(expected[-1])
-    if not scheduler.by_epoch:
+    assert bits(found) == bits(expected)
+    assert tabulated(99) == expected[-1]
+    if scheduler.by_epoch:
+        schedule = lr_scheduler.as_schedule(scheduler, lr=0.05)
+        np.testing.assert_allclose(jax.jit(jax.vmap(schedule))(jnp.arange(30)), expected, rtol=1e-6)
+        assert schedule(7) == jax.jit(schedule)(7)
+    else:
         with pytest.raises(ValueError, match="give as_schedule the steps"):
             lr_scheduler.as_schedule(scheduler, lr=0.05)
-        return
-    schedule = lr_scheduler.as_schedule(scheduler, lr=0.05)
-    np.testing.assert_allclose(jax.jit(jax.vmap(schedule))(counts), expected, rtol=1e-6)
-    assert schedule(7) == jax.jit(schedule)(7)
+
+
+def test_a_plateau_is_no_schedule() -> None:
+    with pytest.raises(ValueError, match="depends on a metric"):
+        lr_scheduler.as_schedule(lr_scheduler.reduce_lr_on_plateau(), lr=0.05)
 
 
 def test_a_scheduler_shows_its_options() -> None:
