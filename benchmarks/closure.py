@@ -117,7 +117,7 @@ def with_optax(problem: Problem) -> Run:
 
 def with_jaxopt(name: str) -> Solver:
     def solve(problem: Problem) -> Run:
-        import jaxopt
+        import jaxopt  # pyright: ignore[reportMissingImports]
 
         calls: list[int] = []
         fun = _counted(problem.loss, calls)
@@ -132,7 +132,7 @@ def with_jaxopt(name: str) -> Solver:
 
 def with_optimistix(name: str) -> Solver:
     def solve(problem: Problem) -> Run:
-        import optimistix
+        import optimistix  # pyright: ignore[reportMissingImports]
 
         calls: list[int] = []
         fun = _counted(problem.loss, calls)
@@ -202,7 +202,8 @@ class Ours:
 
     def temporary_bytes(self) -> int:
         params, state = self.start + 0, self.optimizer.init(self.start)
-        return self.step.lower(state, params).compile().memory_analysis().temp_size_in_bytes
+        analysis = self.step.lower(state, params).compile().memory_analysis()
+        return 0 if analysis is None else analysis.temp_size_in_bytes
 
 
 class Torch:

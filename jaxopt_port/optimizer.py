@@ -179,6 +179,42 @@ def lift(rule: Rule, options: Mapping[str, Any], param_groups: Sequence[ParamGro
     return Optimizer(lifted.init, lifted.update)
 
 
+def add_param_group(
+    optimizer: Optimizer, state: OptState, params: Tree, group: ParamGroup
+) -> tuple[Optimizer, OptState]:
+    """`optimizer.add_param_group(group)`: trains frozen parameters from now on, as when layers are unfrozen in a run.
+
+    The new group is the last, whatever groups match its parameters before; what it leaves out it takes from the
+    optimizer's own options, not from their present values. Its parameters start with no state and at step 0.
+
+    Args:
+      optimizer: the optimizer so far.
+      state: its state.
+      params: the parameters, all of them, in the same tree as always.
+      group: the new group. Its parameters must be in groups with `frozen=True`.
+
+    Returns:
+      `(optimizer, state)`, to be used in place of the old. A jitted step has to be made anew.
+
+    Raises:
+      ValueError: a parameter is in another group already that is not frozen.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxopt_port as optim
+      >>> params = {"backbone": jnp.ones(2), "head": jnp.ones(2)}
+      >>> optimizer = optim.sgd(lr=0.1, param_groups=[optim.ParamGroup("backbone", frozen=True)])
+      >>> state = optimizer.init(params)
+      >>> optimizer, state = optim.add_param_group(optimizer, state, params, optim.ParamGroup("backbone", lr=0.01))
+      >>> [group["lr"] for group in optim.get_hyper(state)]
+      [0.1, 0.1, 0.01]
+    """
+    lifted = _lifted(optimizer)
+    if not isinstance(lifted, _Lifted):
+        raise ValueError("this optimizer has one parameter group only")
+    new, state = lifted.add_param_group(state, params, group)
+    return Optimizer(new.init, new.update), state
+
+
 def _lifted(optimizer: optax.GradientTransformation) -> Algorithm:
     lifted = getattr(optimizer.update, "__self__", None)
     if not isinstance(lifted, Algorithm):
@@ -189,8 +225,9 @@ def _lifted(optimizer: optax.GradientTransformation) -> Algorithm:
 class _Lifted(Algorithm):
     """A rule with its groups."""
 
-    def __init__(self, rule: Rule, options: Mapping[str, Any], param_groups: Sequence[ParamGroup]):
+    def __init__(self, rule: Rule, options: Mapping[str, Any], param_groups: Sequence[ParamGroup], added: int = 0):
         self.rule = rule
+        self.added = added
         self.groups = groups_.check_groups(param_groups)
         self.frozen = [False, *(group.frozen for group in self.groups)]
         self.options = [_plain(each) for each in (options, *(_merge(options, group) for group in self.groups))]
@@ -205,8 +242,12 @@ class _Lifted(Algorithm):
             for each, live in zip(self.options, self.live, strict=True)
         ]
 
+    def members(self, params: Tree) -> list[int]:
+        """The group of every leaf."""
+        return groups_.assign(self.groups, params, self.added)
+
     def init(self, params: Tree) -> OptState:
-        members = groups_.assign(self.groups, params)
+        members = self.members(params)
         leaves = jax.tree.leaves(params)
         boxes, treedef = jax.tree.flatten(params, is_leaf=groups_.is_box)
         return OptState(
@@ -261,7 +302,7 @@ class _Lifted(Algorithm):
         boxed = _flatten_like(slots_treedef, state.slots, "the optimizer state")
         slots = [groups_.unbox(slot) for slot in boxed]
         leaves, grad_leaves = map(_arrays, (leaves, _flatten_like(treedef, grads, "the gradients")))
-        members = groups_.assign(self.groups, params)
+        members = self.members(params)
         _check_grads(params, leaves, grad_leaves, self.rule.check_grad)
         new: list[jax.Array | None] = [None] * len(leaves)
         steps = list(state.steps)
@@ -285,6 +326,21 @@ class _Lifted(Algorithm):
             jax.tree.structure(old).unflatten(jax.tree.leaves(slot)) for old, slot in zip(boxed, slots, strict=True)
         ]
         return new, OptState(tuple(steps), slots_treedef.unflatten(slots), state.param_groups)
+
+    def add_param_group(self, state: OptState, params: Tree, group: ParamGroup) -> tuple["_Lifted", OptState]:
+        self._check_state(state)
+        new = _Lifted(self.rule, self.options[0], (*self.groups, group), self.added + 1)
+        old_members, members = self.members(params), new.members(params)
+        taken = [i for i, member in enumerate(members) if member == len(new.groups)]
+        twice = [groups_.leaf_paths(params)[i] for i in taken if not self.frozen[old_members[i]]]
+        if twice:
+            raise ValueError(f"some parameters appear in more than one parameter group: {', '.join(twice)}")
+        treedef = jax.tree.structure(params, is_leaf=groups_.is_box)
+        slots, fresh = _flatten_like(treedef, state.slots, "the optimizer state"), new.init(params)
+        for i in taken:
+            slots[i] = treedef.flatten_up_to(fresh.slots)[i]
+        steps, param_groups = (*state.steps, fresh.steps[-1]), (*state.param_groups, fresh.param_groups[-1])
+        return new, OptState(steps, treedef.unflatten(slots), param_groups)
 
     def _check_state(self, state: Any) -> None:
         if not isinstance(state, OptState):

@@ -1,7 +1,7 @@
 """Parameter groups: which leaf steps with which options. The only file that knows paths and boxes.
 
 Group 0 is the default group, empty or not. Then come the `ParamGroup`s in order; a leaf belongs to the first that
-matches it.
+matches it. Groups that were added during a run come last in that order, but take what they match.
 """
 
 import re
@@ -105,8 +105,10 @@ def check_groups(param_groups: Any) -> tuple[ParamGroup, ...]:
     )
 
 
-def assign(groups: Sequence[ParamGroup], params: Any) -> list[int]:
+def assign(groups: Sequence[ParamGroup], params: Any, added: int = 0) -> list[int]:
     """The group of every leaf of `params`: 0 for the default group, i + 1 for `groups[i]`.
+
+    The last `added` of the groups come before the others, the last first.
 
     Raises:
       ValueError: a group matches no leaf at all, or a listed path does not exist.
@@ -117,8 +119,10 @@ def assign(groups: Sequence[ParamGroup], params: Any) -> list[int]:
     paths = leaf_paths(params)
     for group in groups:
         _check_matches_something(group, paths, leaves)
+    given = len(groups) - added
+    order = [*reversed(range(given, len(groups))), *range(given)]
     return [
-        next((i + 1 for i, group in enumerate(groups) if group.matches(path, leaf)), 0)
+        next((i + 1 for i in order if groups[i].matches(path, leaf)), 0)
         for path, leaf in zip(paths, leaves, strict=True)
     ]
 

@@ -23,15 +23,16 @@ def save(config: Config, epochs: Sequence[Epoch], path: Path) -> None:
     loss, accuracy = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     scale = len(epochs[0].losses) if len(epochs) > 1 else 1  # steps to a unit of x
     ends = np.array([epoch.step for epoch in epochs]) / scale
+    middles = (np.array([0, *ends[:-1]]) + ends) / 2  # where the mean of an epoch belongs
     losses = np.concatenate([epoch.losses for epoch in epochs])
     correct = np.concatenate([epoch.correct for epoch in epochs])
     examples = np.concatenate([epoch.examples for epoch in epochs])
 
     loss_steps = np.isfinite(losses).sum()  # all but perhaps the last
-    edges, mean_loss = _binned(losses[:loss_steps], np.ones(loss_steps))
-    _curves(loss, edges / scale, mean_loss, ends, [epoch.running_loss / len(epoch.losses) for epoch in epochs])
-    edges, mean_accuracy = _binned(correct, examples)
-    _curves(accuracy, edges / scale, mean_accuracy, ends, [epoch.accuracy for epoch in epochs])
+    steps, mean_loss = _binned(losses[:loss_steps], np.ones(loss_steps))
+    _curves(loss, steps / scale, mean_loss, middles, [epoch.running_loss / len(epoch.losses) for epoch in epochs])
+    steps, mean_accuracy = _binned(correct, examples)
+    _curves(accuracy, steps / scale, mean_accuracy, middles, [epoch.accuracy for epoch in epochs])
     if epochs[0].test is not None:
         tests = np.array([epoch.test for epoch in epochs])
         for axes, values in ((loss, tests[:, 0]), (accuracy, tests[:, 1])):
@@ -69,9 +70,9 @@ def _binned(sums: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return (bounds[:-1] + bounds[1:]) / 2, means
 
 
-def _curves(axes: Axes, x: np.ndarray, steps: np.ndarray, ends: np.ndarray, epochs: Sequence[float]) -> None:
+def _curves(axes: Axes, x: np.ndarray, steps: np.ndarray, middles: np.ndarray, epochs: Sequence[float]) -> None:
     axes.plot(x, steps, color=TRAIN, alpha=0.35, linewidth=1, label="training, by the step")
-    axes.plot(ends, epochs, "o-", color=TRAIN, markersize=5, label="training, mean of the epoch")
+    axes.plot(middles, epochs, "o-", color=TRAIN, markersize=5, label="training, mean of the epoch")
 
 
 def _title(config: Config, images: int) -> str:

@@ -37,7 +37,7 @@ class Double:
     not keep XLA from it, and what is selected by one condition LLVM merges.)
 
     A scheduler's Python function gets a Double for its epoch in a trace. It takes `+ - * / // % **` and comparisons;
-    `jnp.asarray` makes an array of it.
+    `jnp.asarray` makes an array of it. Whatever else asks for its value gets an error.
     """
 
     def __init__(self, value: Any, one: jax.Array | None):

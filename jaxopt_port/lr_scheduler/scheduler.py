@@ -29,9 +29,10 @@ SCHEDULED = ("lr", "momentum", "betas")
 class Scheduler:
     """A learning rate scheduler, as pure functions.
 
-    Called from Python it computes with Python's numbers, on any backend with torch's bits; that reads the state, and
-    so waits for the step that computes it. Under jit (`jax.jit(scheduler.step)`, or inside a training step or a scan)
-    it reads nothing and waits for nothing, and on CPU has the same bits.
+    Called from Python it computes with Python's numbers, as torch does, and so with torch's bits; that reads the state,
+    and so waits for the step that computes it. Under jit (`jax.jit(scheduler.step)`, or inside a training step or a
+    scan) it reads nothing and waits for nothing, and on CPU has the same bits, but for rates below 2.3e-308, which XLA
+    takes for 0.
 
     The state `sched` is a dict of arrays by torch's names (`last_epoch`, `base_lrs`, `_last_lr`, ...). In
     `sched["param_groups"]` is what torch's scheduler adds to the optimizer's groups, `initial_lr` for example.

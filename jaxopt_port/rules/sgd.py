@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxopt_port.optimizer import Optimizer, Rule, lift
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rules.tensor_ops import add_weight_decay, rounded
-from jaxopt_port.scalars import Scalar, check_at_least_0, check_lr, is_on
+from jaxopt_port.scalars import Scalar, check_at_least_0, check_lr, is_known, is_on
 
 
 class SGDState(NamedTuple):
@@ -47,7 +47,8 @@ def check(o: Mapping[str, Any]) -> None:
     check_lr(o["lr"])
     check_at_least_0("momentum value", o["momentum"])
     check_at_least_0("weight_decay value", o["weight_decay"])
-    if o["nesterov"] and (o["momentum"] <= 0 or o["dampening"] != 0):
+    known = is_known(o["momentum"]) and is_known(o["dampening"])
+    if o["nesterov"] and known and (o["momentum"] <= 0 or o["dampening"] != 0):
         raise ValueError("Nesterov momentum requires a momentum and zero dampening")
 
 

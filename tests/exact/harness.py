@@ -57,7 +57,14 @@ class Ours:
         self._read = jax.tree.map(np.asarray, (self.params, self.state.slots, self.state.steps))
 
     def _grad(self, g: np.ndarray) -> Any:
-        return BCOO.fromdense(jnp.asarray(g), nse=g.shape[0], n_dense=g.ndim - 1) if self.sparse else g
+        if not self.sparse:
+            return g
+        rows = np.flatnonzero(g.reshape(len(g), -1).any(1))
+        indices = np.full((len(g), 1), len(g), np.int32)  # past the end: padding
+        indices[: len(rows), 0] = rows
+        data = np.zeros_like(g)
+        data[: len(rows)] = g[rows]
+        return BCOO((jnp.asarray(data), jnp.asarray(indices)), shape=g.shape, indices_sorted=True, unique_indices=True)
 
     def value(self, index: int, name: str) -> np.ndarray | None:
         """A parameter, under the name "", or its state by torch's name; None where there is none."""

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,17 @@ def steps_of(case: Case) -> int:
     return STEPS if case in MAIN else MORE_STEPS
 
 
+@pytest.fixture(scope="module", autouse=True)
+def exact_process() -> Iterator[subprocess.Popen[str]]:
+    """Runs beside the other tests of this file."""
+    flags = "--xla_cpu_max_isa=AVX --xla_disable_hlo_passes=algsimp --xla_cpu_ftz=false"
+    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "tests.lr_scheduler.exact_process"]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        yield process
+        process.kill()
+
+
 @pytest.mark.parametrize("case", CHAINABLE)
 def test_chainable_from_python(case: Case) -> None:
     expected, theirs = torch_values(case, steps_of(case))
@@ -53,7 +65,7 @@ def test_chainable_in_jit_and_scan(case: Case) -> None:
 
 @pytest.mark.parametrize("case", CLOSED_FORM)
 def test_closed_form_from_python(case: Case) -> None:
-    where = epochs(case, min(steps_of(case), 500), chainable_too=True)
+    where = epochs(case, MORE_STEPS, chainable_too=True)
     expected, theirs = torch_values(case, len(where), where)
     actual, carry = python_values(case, len(where), where)
     assert differing(actual, expected) == 0
@@ -69,19 +81,12 @@ def test_closed_form_in_jit_and_scan(case: Case) -> None:
     assert_state(case, carry, theirs)
 
 
-def test_in_the_exact_process() -> None:
+def test_in_the_exact_process(exact_process: subprocess.Popen[str]) -> None:
     """Where neither side may fuse or rewrite arithmetic."""
-    flags = "--xla_cpu_max_isa=AVX --xla_disable_hlo_passes=algsimp --xla_cpu_ftz=false"
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.lr_scheduler.exact_process"],
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    differences = json.loads(done.stdout)
+    out, errors = exact_process.communicate()
+    assert exact_process.returncode == 0, errors
+    differences = json.loads(out)
     assert len(differences) == len(MAIN) + sum(case in CLOSED for case in MAIN)
-    print(f"{len(differences)} runs, {sum(differences.values())} differing values")
     assert not any(differences.values()), differences
 
 

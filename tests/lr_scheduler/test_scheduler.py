@@ -41,7 +41,7 @@ def test_interrupted_at_any_step(case: Case) -> None:
     run = Ours(case, table=50)
     step = jax.jit(run.step)
     start = through = restored = run.init()
-    for metric in metrics(40):
+    for metric in metrics(25):
         through = step(through, jnp.asarray(metric))
         restored = step(restored, jnp.asarray(metric))
         restored = optim.restore(pickle.loads(pickle.dumps(jax.device_get(restored))))
