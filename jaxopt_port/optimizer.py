@@ -61,7 +61,7 @@ def is_sparse(g: Any) -> bool:
 
 def _takes_dense(g: Any) -> None:
     if is_sparse(g):
-        raise RuntimeError("this optimizer does not support sparse gradients: use sparse_adam, or g.todense()")
+        raise RuntimeError("this optimizer does not support sparse gradients: use g.todense()")
 
 
 class Rule(NamedTuple):
@@ -111,6 +111,9 @@ class Optimizer(optax.GradientTransformationExtraArgs):
 
     def step(self, grads: Tree, state: OptState, params: Tree) -> tuple[Tree, OptState]:
         """`optimizer.step()`: the new parameters, with torch's bits, and the new state.
+
+        To donate both, jit a function that takes them in the order of the results, `(params, state, ...)`: JAX pairs
+        donated arguments with results of the same shape by their order, and copies where the pairs are crossed.
 
         Args:
           grads: a tree like `params`. None skips a parameter: no step, no change of state. For complex parameters

@@ -13,7 +13,7 @@ from tests.exact.compare import EXACT
 SHAPES: Sequence[tuple[int, ...]] = ((4, 6), (37,), (), (2, 3, 5, 5))
 SHAPES_OF: Mapping[str, Sequence[tuple[int, ...]]] = {
     "muon": ((4, 6), (7, 3), (5, 5)),  # matrices only
-    "sparse_adam": ((4, 6), (37,), (7, 1), (2, 3, 5, 5)),  # no scalars
+    "sparse_adam": ((37,), (4, 3, 5)),  # no scalars
 }
 DTYPES: Mapping[str, Any] = {
     "float32": np.float32,
