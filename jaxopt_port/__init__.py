@@ -41,6 +41,7 @@ from jaxopt_port.rules.radam import radam as radam
 from jaxopt_port.rules.rmsprop import rmsprop as rmsprop
 from jaxopt_port.rules.rprop import rprop as rprop
 from jaxopt_port.rules.sgd import sgd as sgd
+from jaxopt_port.rules.sparse_adam import sparse_adam as sparse_adam
 
 optimizers: dict[str, Callable[..., Optimizer]] = {
     factory.__name__: factory
@@ -58,5 +59,6 @@ optimizers: dict[str, Callable[..., Optimizer]] = {
         rmsprop,
         rprop,
         sgd,
+        sparse_adam,
     )
 }

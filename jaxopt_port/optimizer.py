@@ -61,7 +61,7 @@ def is_sparse(g: Any) -> bool:
 
 def _takes_dense(g: Any) -> None:
     if is_sparse(g):
-        raise RuntimeError("this optimizer does not support sparse gradients: use g.todense()")
+        raise RuntimeError("this optimizer does not support sparse gradients: use sparse_adam, or g.todense()")
 
 
 class Rule(NamedTuple):

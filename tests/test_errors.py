@@ -177,7 +177,6 @@ def test_a_parameter_that_an_optimizer_cannot_take_is_named():
     assert error.value.__notes__ == ["The parameter is 'layer'."]
 
 
-@pytest.mark.skipif(SPARSE not in RULES, reason="there is no sparse_adam yet")
 def test_a_dense_gradient_for_sparse_adam():
     optimizer = optim.optimizers[SPARSE]()
     with pytest.raises(RuntimeError, match="SparseAdam does not support dense gradients, please consider Adam instead"):

@@ -50,7 +50,6 @@ def test_a_training_step_lowers_for_every_platform(name):
         assert_close(exported.call(*args), jax.jit(train_step)(*args))
 
 
-@pytest.mark.skipif(SPARSE not in RULES, reason="there is no sparse_adam yet")
 def test_a_sparse_step_lowers_for_every_platform():
     optimizer = optim.optimizers[SPARSE]()
     params, grads = make_params(SPARSE), make_grads(SPARSE, 0)

@@ -56,7 +56,7 @@ def cases(name: str, dtype: str, steps: int, long: int) -> Iterator[Case]:
 
     For complex64 and bfloat16 the richest alone.
     """
-    known = [(label, _tensors_as(dtype, kwargs)) for label, kwargs in oracle.configurations(name)]
+    known = [(label, _tensors_as(name, dtype, kwargs)) for label, kwargs in oracle.configurations(name)]
     plain, (best, rich) = known[0][1], max(reversed(known), key=lambda each: len(each[1]))
     make = functools.partial(Case, name, dtype=dtype, steps=steps, x64=dtype == "float64")
     if dtype not in EXACT:
@@ -79,12 +79,13 @@ def cases(name: str, dtype: str, steps: int, long: int) -> Iterator[Case]:
         yield make("momentum from step 4", {"momentum": 0.9, "dampening": 0.5}, schedule=lambda i: late.get(i, {}))
 
 
-def _tensors_as(dtype: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Tensor hyper-parameters in float64 beside float64 parameters.
+def _tensors_as(name: str, dtype: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensor hyper-parameters, of the same value, in float64 where torch would compute with them in float32.
 
-    A float32 one has torch compute with it in float32: Muon's `1 - lr * weight_decay` is then 1e-8 off.
+    Muon's `1 - lr * weight_decay` is 1e-8 off then, beside float64 parameters, and SparseAdam's step size a last bit.
     """
-    return {k: v.double() if hasattr(v, "double") and dtype == "float64" else v for k, v in kwargs.items()}
+    wide = dtype == "float64" or name == "sparse_adam"
+    return {k: v.double() if wide and hasattr(v, "double") else v for k, v in kwargs.items()}
 
 
 def _warm_up(name: str, kwargs: Mapping[str, Any]) -> Callable[[int], Mapping[str, Any]]:
