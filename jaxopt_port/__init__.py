@@ -19,7 +19,14 @@ from jaxopt_port.closure.minimize import Minimized as Minimized
 from jaxopt_port.closure.minimize import minimize as minimize
 from jaxopt_port.closure.nonlinear_cg import nonlinear_cg as nonlinear_cg
 from jaxopt_port.closure.stop import Stop as Stop
+from jaxopt_port.gradients import EveryKState as EveryKState
+from jaxopt_port.gradients import GradScaler as GradScaler
+from jaxopt_port.gradients import GradScalerState as GradScalerState
 from jaxopt_port.gradients import accumulate_grad as accumulate_grad
+from jaxopt_port.gradients import clip_grad_norm as clip_grad_norm
+from jaxopt_port.gradients import clip_grad_value as clip_grad_value
+from jaxopt_port.gradients import every_k as every_k
+from jaxopt_port.gradients import get_total_norm as get_total_norm
 from jaxopt_port.gradients import zero_grad as zero_grad
 from jaxopt_port.hyper import get_hyper as get_hyper
 from jaxopt_port.hyper import restore as restore

@@ -1,6 +1,6 @@
 """Optimizer, OptState and the lift: the one place that knows trees, groups, None, maximize, complex numbers and jit.
 
-A `Rule` is one optimizer's arithmetic on one array; `lift` makes an `Optimizer` of it. The form was chosen by
+A `Rule` (rule.py) is one optimizer's arithmetic on one array; `lift` makes an `Optimizer` of it. The form was chosen by
 experiment (`python -m benchmarks.lift`, 2 cores, AdamW, float32, donated):
 
 (a) A rule split into `init` / `scalars` / `update` carries NAdam's float32 `mu_product`, ASGD's `eta` and `mu` and
@@ -16,7 +16,6 @@ experiment (`python -m benchmarks.lift`, 2 cores, AdamW, float32, donated):
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -27,6 +26,7 @@ import optax
 
 from jaxopt_port import param_groups as groups_
 from jaxopt_port.param_groups import ParamGroup
+from jaxopt_port.rule import Rule, as_complex, as_real, rounding, step_leaf
 from jaxopt_port.scalars import float64, is_known, is_on, to_float64
 
 Tree = Any
@@ -48,53 +48,6 @@ class OptState(NamedTuple):
     steps: tuple[dict[str, jax.Array], ...]
     slots: Tree
     param_groups: tuple[dict[str, Any], ...]
-
-
-def _takes_all(p: jax.Array) -> None:
-    pass
-
-
-def is_sparse(g: Any) -> bool:
-    """Whether a gradient is a BCOO. (Importing jax.experimental.sparse to ask takes a second.)"""
-    return hasattr(g, "n_sparse")
-
-
-def _takes_dense(g: Any) -> None:
-    if is_sparse(g):
-        raise RuntimeError("this optimizer does not support sparse gradients: use sparse_adam, or g.todense()")
-
-
-class Rule(NamedTuple):
-    """One optimizer's arithmetic on one array. It knows nothing of trees, groups, None, jit or sharding.
-
-    Args:
-      init: `(p, options) -> slot`, a NamedTuple of arrays shaped like `p` (None for what the options do not need).
-      scalars: `(step, h, s) -> (c, s)`, torch's Python-float arithmetic in float64. `step` counts from 1, `h` has
-        the group's options as attributes, `s` is a dict of the scalar state beside `step`. All may be vectors with an
-        element a parameter, so it is elementwise. What it returns in `c`, a dict, `update` gets.
-      update: `(p, g, slot, c) -> (p, slot)`, torch's tensor arithmetic. `c` has the group's static options and the
-        scalars as attributes, these rounded to the array's dtype as torch rounds a number that meets a tensor, and
-        `dtype`, the parameter's own (16-bit parameters are computed in float32).
-      check: raises torch's errors for bad options, given as a dict.
-      live: the options that live in the state as float64 and can change at any step.
-      structural: those of `live` that decide which slots exist: fixed where falsy, live otherwise.
-      scalar_state: the scalar state beside `step` and its first values.
-      check_param: raises torch's errors for a parameter that the optimizer cannot take.
-      check_grad: raises for a gradient it cannot take; where the rule takes sparse ones, `update` gets `p` and `slot`
-        as they are, since only their rows are to be computed with.
-      float64_update: `update` computes scalars itself, from tensors or shapes: it gets them as float64.
-    """
-
-    init: Callable[[jax.Array, SimpleNamespace], Any]
-    scalars: Callable[[jax.Array, SimpleNamespace, dict[str, jax.Array]], tuple[dict[str, Any], dict[str, jax.Array]]]
-    update: Callable[[jax.Array, Any, Any, SimpleNamespace], tuple[jax.Array, Any]]
-    check: Callable[[Mapping[str, Any]], None]
-    live: tuple[str, ...]
-    structural: tuple[str, ...] = ()
-    scalar_state: Mapping[str, Any] = {}
-    check_param: Callable[[jax.Array], None] = _takes_all
-    check_grad: Callable[[Any], None] = _takes_dense
-    float64_update: bool = False
 
 
 class Optimizer(optax.GradientTransformationExtraArgs):
@@ -280,7 +233,7 @@ class _Lifted(Algorithm):
         except (ValueError, RuntimeError) as error:
             error.add_note(f"The parameter is {groups_.leaf_paths(params)[index]!r}.")
             raise
-        return _as_complex(p, self.rule.init(_as_real(p), SimpleNamespace(**self.options[group])))
+        return as_complex(p, self.rule.init(as_real(p), SimpleNamespace(**self.options[group])))
 
     def step(self, grads: Tree, state: OptState, params: Tree) -> tuple[Tree, OptState]:
         new, state = self._step(grads, state, params)
@@ -318,11 +271,11 @@ class _Lifted(Algorithm):
             static = self.static[group]
             with float64():
                 c, steps[group] = self._scalars(SimpleNamespace(**live, **dict(static)), state.steps[group], moves)
-            round_to = _rounding(c, keep=self.rule.float64_update)
+            round_to = rounding(c, keep=self.rule.float64_update)
             for at, i in enumerate(inside):
                 if grad_leaves[i] is not None:
                     scalars = {k: v[at] if jnp.ndim(v) else v for k, v in round_to(leaves[i]).items()}
-                    new[i], slots[i] = _step_leaf(
+                    new[i], slots[i] = step_leaf(
                         (self.rule.update, static), leaves[i], grad_leaves[i], slots[i], scalars
                     )
         slots = [
@@ -368,64 +321,6 @@ class _Lifted(Algorithm):
         if not moves.all():
             new = {name: jnp.where(moves, value, old[name]) for name, value in new.items()}
         return {name: jnp.asarray(value) for name, value in c.items()}, new
-
-
-@partial(jax.jit, static_argnums=0)
-def _step_leaf(
-    static: tuple[Callable[..., Any], tuple[tuple[str, Any], ...]], p: jax.Array, g: Any, slot: Any, c: dict[str, Any]
-) -> tuple[jax.Array, Any]:
-    """One leaf's step. An inner jit, so that leaves of the same shape are traced and lowered once."""
-    update, options = static
-    c_ = SimpleNamespace(**{**dict(options), **c}, dtype=p.dtype)
-    if getattr(c_, "maximize", False):
-        g = -g
-    wide = _compute_dtype(p.dtype)
-    rest = (p, slot) if is_sparse(g) else _as_real((p, slot), wide)
-    p_, slot_ = update(rest[0], _as_real(g, wide), rest[1], c_)
-    slot = jax.tree.map(_cast_like, _as_complex(p, slot_), slot)
-    return _as_complex(p, p_).astype(p.dtype), slot
-
-
-def _cast_like(new: jax.Array, old: jax.Array) -> jax.Array:
-    if new.shape != old.shape:
-        raise ValueError(f"the state of a parameter has an array {list(old.shape)} that should be {list(new.shape)}")
-    return new.astype(old.dtype)
-
-
-def _compute_dtype(dtype: Any) -> Any:
-    """The real dtype in which a leaf is computed: 16-bit floats are computed in float32, rounded at the end."""
-    real = jnp.finfo(dtype).dtype
-    return jnp.dtype(jnp.float32) if real.itemsize < 4 else real
-
-
-def _as_real(tree: Tree, dtype: Any = None) -> Tree:
-    """torch's view_as_real: complex arrays as real ones with a last axis of two."""
-
-    def real(x: jax.Array) -> jax.Array:
-        x = jnp.stack([x.real, x.imag], -1) if jnp.iscomplexobj(x) else x
-        return x if dtype is None or not jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(dtype)
-
-    return jax.tree.map(real, tree)
-
-
-def _as_complex(p: jax.Array, tree: Tree) -> Tree:
-    """torch's view_as_complex of what belongs to `p`, where `p` is complex."""
-    return jax.tree.map(lambda x: jax.lax.complex(x[..., 0], x[..., 1]), tree) if jnp.iscomplexobj(p) else tree
-
-
-def _rounding(c: Mapping[str, jax.Array], keep: bool) -> Callable[[jax.Array], Mapping[str, jax.Array]]:
-    """Rounds a group's scalars to the dtype in which a leaf is computed, once a dtype."""
-    if keep:
-        return lambda leaf: c
-    rounded: dict[Any, Mapping[str, jax.Array]] = {}
-
-    def round_to(leaf: jax.Array) -> Mapping[str, jax.Array]:
-        dtype = _compute_dtype(leaf.dtype)
-        if dtype not in rounded:
-            rounded[dtype] = {k: v.astype(dtype) if jnp.issubdtype(v.dtype, jnp.floating) else v for k, v in c.items()}
-        return rounded[dtype]
-
-    return round_to
 
 
 def _merge(options: Mapping[str, Any], group: ParamGroup) -> dict[str, Any]:

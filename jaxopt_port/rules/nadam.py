@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_port.optimizer import Optimizer, Rule, lift
+from jaxopt_port.optimizer import Optimizer, lift
 from jaxopt_port.param_groups import ParamGroup
+from jaxopt_port.rule import Rule
 from jaxopt_port.rules.tensor_ops import add_weight_decay, lerp, moving_square, rounded
 from jaxopt_port.scalars import Scalar, check_at_least_0, check_betas, check_lr
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxopt_port.optimizer import Optimizer, Rule, is_sparse, lift
+from jaxopt_port.optimizer import Optimizer, lift
 from jaxopt_port.param_groups import ParamGroup
+from jaxopt_port.rule import Rule, is_sparse
 from jaxopt_port.rules.tensor_ops import rounded
 from jaxopt_port.scalars import Scalar, check_above_0, check_betas, check_one_element
 

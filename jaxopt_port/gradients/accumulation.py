@@ -1,24 +1,25 @@
-"""What a training script does to gradients around the optimizer."""
+"""Gradients from one backward pass to the next: torch's zero_grad and accumulation."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.sparse import BCOO
+
+from jaxopt_port.optimizer import is_sparse
 
 Tree = Any
 
 
 def _is_gradient(x: Any) -> bool:
-    return x is None or isinstance(x, BCOO)
+    return x is None or is_sparse(x)
 
 
 def _zeros(g: Any) -> Any:
     """Zeros like `g`; a sparse gradient gets no rows at all: JAX's padding, indices one past the end."""
-    if not isinstance(g, BCOO):
+    if not is_sparse(g):
         return jnp.zeros_like(g)
     nowhere = jnp.broadcast_to(jnp.asarray(g.shape[: g.n_sparse], g.indices.dtype), g.indices.shape)
-    return BCOO((jnp.zeros_like(g.data), nowhere), shape=g.shape)
+    return type(g)((jnp.zeros_like(g.data), nowhere), shape=g.shape)
 
 
 def _sum(old: Any, new: Any) -> Any:
