@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxopt_port.optimizer import is_sparse
+from jaxopt_port.rule import is_sparse
 
 Tree = Any
 

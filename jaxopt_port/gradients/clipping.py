@@ -1,0 +1,180 @@
+"""Clipping gradients by their norm or by value, with torch's arithmetic."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_port.rule import is_sparse
+from jaxopt_port.scalars import Scalar, float64, is_known
+
+Tree = Any
+
+
+def get_total_norm(grads: Tree, norm_type: float = 2.0, error_if_nonfinite: bool = False) -> jax.Array:
+    r"""The norm of all gradients as one vector: torch.nn.utils.get_total_norm.
+
+    .. math:: \| (\|g_1\|_p, \dots, \|g_n\|_p) \|_p
+
+    As in torch it is the norm of the gradients' norms. For :math:`p = 0` that is the number of gradients that are not
+    all zero.
+
+    Args:
+      grads: a tree of gradients; None counts for nothing.
+      norm_type: :math:`p`, any number, or `inf` as a number or a text.
+      error_if_nonfinite: raise where the norm is infinite or NaN. Not under jit, where it has no value yet.
+
+    Returns:
+      The norm, 0-d, real, of the gradients' dtypes promoted; float32 where there are none.
+
+    Raises:
+      RuntimeError: a norm that is not finite, in torch's words; an empty gradient, for a norm that has no value there.
+      TypeError: `error_if_nonfinite` under jit.
+      NotImplementedError: a sparse gradient, as in torch.
+
+    Example:
+      >>> get_total_norm({"w": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])})
+      Array(5., dtype=float32)
+
+    Source: torch/nn/utils/clip_grad.py.
+    """
+    norm_type = float(norm_type)
+    with float64():
+        norms = [_norm(g, norm_type) for g in _gradients(grads)]
+        if not norms:
+            return jnp.zeros((), jnp.float32)
+        total = _norm(jnp.stack(norms), norm_type)
+        if error_if_nonfinite:
+            _check_finite(total, norm_type)
+        return total
+
+
+def clip_grad_norm(
+    grads: Tree, max_norm: Scalar, norm_type: float = 2.0, error_if_nonfinite: bool = False
+) -> tuple[Tree, jax.Array]:
+    r"""Scales gradients down to a total norm: torch.nn.utils.clip_grad_norm_.
+
+    .. math:: g \min\left(\frac{c}{\|g\|_p + 10^{-6}}, 1\right)
+
+    The gradients are multiplied where the factor is 1, too. A norm that is not finite makes zeros and NaNs of them.
+
+    Args:
+      grads: a tree of gradients; None stays None.
+      max_norm: :math:`c`, the largest norm.
+      norm_type: :math:`p`, any number, or `inf` as a number or a text.
+      error_if_nonfinite: raise where the norm is infinite or NaN. Not under jit, where it has no value yet.
+
+    Returns:
+      `(grads, total_norm)`; the norm is that before clipping.
+
+    Raises:
+      RuntimeError: a norm that is not finite, in torch's words; an empty gradient, for a norm that has no value there.
+      TypeError: `error_if_nonfinite` under jit.
+      NotImplementedError: a sparse gradient, as in torch.
+
+    Example:
+      >>> grads, total_norm = clip_grad_norm({"w": jnp.array([3.0, 4.0])}, max_norm=1.0)
+      >>> grads["w"].round(4), total_norm
+      (Array([0.6, 0.8], dtype=float32), Array(5., dtype=float32))
+
+    Source: torch/nn/utils/clip_grad.py; Pascanu et al., On the difficulty of training recurrent neural networks, 2013.
+    """
+    total = get_total_norm(grads, norm_type, error_if_nonfinite)
+    with float64():
+        # In torch a number over a tensor is the tensor's reciprocal times the number.
+        coefficient = 1 / (total + _as(1e-6, total)) * _as(max_norm, total)
+        coefficient = jnp.minimum(coefficient, _as(1, total))
+        return _map(lambda g: _scaled(g, coefficient), grads), total
+
+
+def clip_grad_value(grads: Tree, clip_value: Scalar) -> Tree:
+    r"""Clips every element of the gradients to a range: torch.nn.utils.clip_grad_value_.
+
+    .. math:: \min(\max(g, -c), c)
+
+    Args:
+      grads: a tree of gradients; None stays None.
+      clip_value: :math:`c`, the largest absolute value.
+
+    Returns:
+      The tree of clipped gradients. NaN stays NaN.
+
+    Raises:
+      NotImplementedError: a sparse or complex gradient, as in torch.
+
+    Example:
+      >>> clip_grad_value({"w": jnp.array([3.0, -4.0, 0.5])}, clip_value=1.0)
+      {'w': Array([ 1. , -1. ,  0.5], dtype=float32)}
+
+    Source: torch/nn/utils/clip_grad.py.
+    """
+    if any(jnp.iscomplexobj(g) for g in _gradients(grads)):
+        raise NotImplementedError("clamp is not supported for complex types: use clip_grad_norm")
+    with float64():
+        return _map(lambda g: jnp.minimum(jnp.maximum(g, _as(-clip_value, g)), _as(clip_value, g)), grads)
+
+
+def _gradients(grads: Tree) -> list[jax.Array]:
+    """The gradients, but not the float0 that stands for that of an integer."""
+    leaves = jax.tree.leaves(grads, is_leaf=is_sparse)
+    if any(map(is_sparse, leaves)):
+        raise NotImplementedError("sparse gradients cannot be clipped, in torch neither: use g.todense()")
+    return [jnp.asarray(g) for g in leaves if _is_inexact(g)]
+
+
+def _map(function: Any, grads: Tree) -> Tree:
+    return jax.tree.map(lambda g: function(jnp.asarray(g)) if _is_inexact(g) else g, grads)
+
+
+def _is_inexact(g: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(g), jnp.inexact)
+
+
+def _as(number: Scalar, like: jax.Array) -> jax.Array:
+    """A number as it meets an array: rounded once, to the dtype that the array is computed in."""
+    return jnp.asarray(number, like.dtype)
+
+
+def _scaled(g: jax.Array, coefficient: jax.Array) -> jax.Array:
+    """`g * coefficient`. A 0-d tensor that meets a 16-bit one is not rounded to 16 bits first, in torch."""
+    wide = jnp.promote_types(g.dtype, jnp.float32)
+    return (g.astype(wide) * coefficient.astype(wide)).astype(g.dtype)
+
+
+def _norm(x: jax.Array, p: float) -> jax.Array:
+    """torch.linalg.vector_norm(x, p): 16-bit numbers are added up in float32."""
+    if x.size == 0 and (p < 0 or p == math.inf):
+        raise RuntimeError(
+            f"linalg.vector_norm cannot compute the {p:g} norm on an empty tensor because the operation does not have "
+            "an identity: leave the empty gradient out"
+        )
+    dtype = jnp.finfo(x.dtype).dtype
+    size = jnp.abs(x).astype(jnp.promote_types(dtype, jnp.float32))
+    if p == math.inf:
+        total = jnp.max(size)
+    elif p == -math.inf:
+        total = jnp.min(size)
+    elif p == 0:
+        total = jnp.sum(size != 0)
+    elif p == 1:
+        total = jnp.sum(size)
+    elif p == 2:
+        total = jnp.sqrt(jnp.sum(size * size))
+    else:
+        total = jnp.sum(size**p) ** (1 / p)
+    return total.astype(dtype)
+
+
+def _check_finite(total: jax.Array, norm_type: float) -> None:
+    if not is_known(total):
+        raise TypeError(
+            "error_if_nonfinite=True cannot raise under jit, where the norm has no value yet: leave it out, and look "
+            "at the total norm that is returned"
+        )
+    if not jnp.isfinite(total):
+        raise RuntimeError(
+            f"The total norm of order {norm_type} for gradients from `parameters` is non-finite, so it cannot be "
+            "clipped. To disable this error and scale the gradients by the non-finite norm anyway, set "
+            "`error_if_nonfinite=False`"
+        )

@@ -1,0 +1,153 @@
+"""get_total_norm, clip_grad_norm and clip_grad_value against torch."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+import jaxopt_port as optim
+from tests.helpers import assert_same_bits, make_grads
+
+torch = pytest.importorskip("torch")
+from tests.oracle import to_numpy, to_torch  # noqa: E402
+
+NORM_TYPES = [2.0, 1, 0, float("inf"), "inf", -float("inf"), 3, 0.5, -1.0]
+MIXES = {
+    "float32": ["float32"] * 3,
+    "float64": ["float64", "float32"],
+    "bfloat16": ["bfloat16"],
+    "half": ["float16", "bfloat16", "float32"],
+    "complex": ["complex64", "float32"],
+    "complex double": ["complex128", "float32", "bfloat16"],
+}
+SHAPES = [(4, 6), (37,), ()]
+
+
+def make(mix):
+    rng = np.random.default_rng(0)
+    draw = [rng.standard_normal(shape) + 1j * rng.standard_normal(shape) for shape in SHAPES]
+    kinds = [np.dtype(getattr(ml_dtypes, kind, kind)) for kind in MIXES[mix]]
+    return [
+        np.asarray(x if kind.kind == "c" else np.real(x)).astype(kind) for x, kind in zip(draw, kinds, strict=False)
+    ]
+
+
+def theirs(clip, grads, *args, **kwargs):
+    """What a function of torch.nn.utils returns and makes of the gradients; None for None."""
+    params = [torch.nn.Parameter(torch.zeros(()) if g is None else torch.zeros_like(to_torch(g))) for g in grads]
+    for p, g in zip(params, grads, strict=True):
+        p.grad = None if g is None else to_torch(g)
+    value = clip(params, *args, **kwargs)
+    return value, [None if p.grad is None else to_numpy(p.grad) for p in params]
+
+
+def assert_near(actual, expected, eps):
+    actual, expected = (np.asarray(x) for x in (actual, expected))
+    assert actual.dtype == expected.dtype
+    wide = np.complex128 if actual.dtype.kind == "c" else np.float64
+    np.testing.assert_allclose(actual.astype(wide), expected.astype(wide), rtol=eps * jnp.finfo(actual.dtype).eps)
+
+
+@pytest.mark.parametrize("norm_type", NORM_TYPES)
+@pytest.mark.parametrize("mix", MIXES)
+def test_norm_and_clipping(mix, norm_type):
+    grads = make(mix)
+    with jax.enable_x64("double" in mix or mix == "float64"):
+        for max_norm in (0.7, 1e6):
+            total, clipped = theirs(torch.nn.utils.clip_grad_norm_, grads, max_norm, norm_type)
+            actual, norm = optim.clip_grad_norm(list(map(jnp.asarray, grads)), max_norm, norm_type)
+            assert_near(norm, to_numpy(total), eps=6)
+            for one, other in zip(actual, clipped, strict=True):
+                assert_near(one, other, eps=6)
+            assert_same_bits(optim.get_total_norm(list(map(jnp.asarray, grads)), norm_type), norm)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("norm_type", [2.0, 1.0, float("inf"), 3.0])
+def test_large_norms_are_nearer_to_the_true_one_than_torchs(norm_type, dtype):
+    """torch adds up in few registers: 80 eps off for a million numbers. Two of its threads are no other torch here,
+    for it takes 2-norms on one."""
+    rng = np.random.default_rng(0)
+    grads = [rng.standard_normal(shape).astype(dtype) for shape in ((700, 900), (300,), (64, 3, 5, 5))]
+    true = np.linalg.norm(np.concatenate([g.ravel() for g in grads]).astype(np.longdouble), norm_type)
+    torchs = torch.nn.utils.get_total_norm(list(map(to_torch, grads)), norm_type).item()
+    with jax.enable_x64(dtype == "float64"):
+        ours = jax.jit(lambda grads: optim.get_total_norm(grads, norm_type))(grads)
+    assert ours.dtype == dtype
+    assert abs(float(ours) - true) <= max(abs(torchs - true), 4 * np.finfo(dtype).eps * true)
+
+
+@pytest.mark.parametrize("values", [[3.0, np.nan], [np.inf, 1.0], [-np.inf, 1.0], [0.0, -0.0], [1e30, 1e30]])
+def test_norms_that_are_not_finite_and_zeros(values):
+    grads = [np.array(values, np.float32), None, np.ones(1, np.float32)]
+    for norm_type in (2.0, float("inf"), 1.0):
+        total, clipped = theirs(torch.nn.utils.clip_grad_norm_, grads, 1.0, norm_type)
+        actual, norm = optim.clip_grad_norm(grads, 1.0, norm_type)
+        np.testing.assert_array_equal(norm, to_numpy(total))
+        assert actual[1] is None
+        for one, other in zip(actual[::2], clipped[::2], strict=True):
+            np.testing.assert_allclose(one, other, 1e-6)
+            np.testing.assert_array_equal(np.signbit(one), np.signbit(other))
+
+
+def test_nothing_to_clip():
+    assert optim.clip_grad_norm({"a": None}, 1.0) == ({"a": None}, 0.0)
+    assert optim.get_total_norm(()).dtype == jnp.float32
+    assert float(optim.get_total_norm([jnp.zeros(0)])) == 0
+    for norm_type in (float("inf"), -1.0):
+        with pytest.raises(
+            RuntimeError, match="norm on an empty tensor because the operation does not have an identity"
+        ):
+            torch.nn.utils.get_total_norm([torch.zeros(0)], norm_type)
+        with pytest.raises(
+            RuntimeError, match="norm on an empty tensor because the operation does not have an identity"
+        ):
+            optim.get_total_norm([jnp.zeros(0)], norm_type)
+
+
+def test_error_if_nonfinite_is_torchs():
+    grads = [np.array([np.inf], np.float32)]
+    with pytest.raises(RuntimeError) as expected:
+        theirs(torch.nn.utils.clip_grad_norm_, grads, 1.0, error_if_nonfinite=True)
+    for clip in (lambda: optim.clip_grad_norm(grads, 1.0, 2, True), lambda: optim.get_total_norm(grads, 2, True)):
+        with pytest.raises(RuntimeError) as actual:
+            clip()
+        assert str(actual.value) == str(expected.value)
+    assert optim.get_total_norm([np.ones(1)], error_if_nonfinite=True) == 1
+    with pytest.raises(TypeError, match=r"cannot raise under jit.*look at the total norm"):
+        jax.jit(lambda grads: optim.clip_grad_norm(grads, 1.0, error_if_nonfinite=True))(grads)
+
+
+@pytest.mark.parametrize("mix", ["float32", "float64", "bfloat16", "half"])
+@pytest.mark.parametrize("clip_value", [0.5, 0.1, 0, -0.5, float("inf")])
+def test_clip_value(mix, clip_value):
+    special = np.array([np.nan, np.inf, -np.inf, -0.0, 0.1], np.float32)
+    grads = [*make(mix), special, None]
+    _, expected = theirs(torch.nn.utils.clip_grad_value_, grads, clip_value)
+    with jax.enable_x64(mix == "float64"):
+        for clip in (optim.clip_grad_value, jax.jit(optim.clip_grad_value)):
+            actual = clip([None if g is None else jnp.asarray(g) for g in grads], clip_value)
+            assert actual[-1] is None
+            for one, other in zip(actual[:-1], expected[:-1], strict=True):
+                assert one.dtype == other.dtype
+                np.testing.assert_array_equal(np.asarray(one, np.float64), other.astype(np.float64))
+
+
+def test_what_torch_does_not_clip_either():
+    sparse = make_grads("sparse_adam", 0)
+    for clip in (optim.clip_grad_norm, optim.clip_grad_value):
+        with pytest.raises(NotImplementedError, match=r"sparse gradients cannot be clipped.*todense"):
+            clip(sparse, 1.0)
+    with pytest.raises(NotImplementedError, match="clamp is not supported for complex types"):
+        optim.clip_grad_value([jnp.ones(1, jnp.complex64)], 1.0)
+
+
+def test_in_jit_with_a_traced_maximum_and_integers_beside():
+    grads = {"w": jnp.array([3.0, 4.0]), "n": np.zeros(2, jax.dtypes.float0), "none": None}
+    clipped, norm = jax.jit(lambda w, c: optim.clip_grad_norm({**grads, "w": w}, c)[0]["w"])(grads["w"], 0.5), 5.0
+    eager, total = optim.clip_grad_norm(grads, 0.5)
+    assert_same_bits(clipped, eager["w"])
+    assert total == norm
+    assert eager["n"].dtype == jax.dtypes.float0
+    assert clipped.dtype == jnp.float32
