@@ -1,3 +1,11 @@
 """A torch run moves over whole."""
 
+from jaxopt_port.torch_interop import init as init
 from jaxopt_port.torch_interop import layout as layout
+from jaxopt_port.torch_interop.pt_file import PtFileError as PtFileError
+from jaxopt_port.torch_interop.pt_file import load as load
+from jaxopt_port.torch_interop.pt_file import save as save
+from jaxopt_port.torch_interop.rng import Generator as Generator
+from jaxopt_port.torch_interop.rng import data_loader_order as data_loader_order
+from jaxopt_port.torch_interop.state_dict import load_optimizer as load_optimizer
+from jaxopt_port.torch_interop.state_dict import optimizer_state_dict as optimizer_state_dict
