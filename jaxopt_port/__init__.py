@@ -14,6 +14,7 @@ Example:
 from collections.abc import Callable
 
 from jaxopt_port import lr_scheduler as lr_scheduler
+from jaxopt_port import swa_utils as swa_utils
 from jaxopt_port.closure.lbfgs import lbfgs as lbfgs
 from jaxopt_port.closure.minimize import Minimized as Minimized
 from jaxopt_port.closure.minimize import minimize as minimize

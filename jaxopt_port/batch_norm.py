@@ -1,0 +1,116 @@
+"""BatchNorm's running statistics, taken anew: torch.optim.swa_utils.update_bn for Flax."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Tree = Any
+
+
+def update_bn(loader: Iterable[Any], model: Any, variables: Tree = None, **kwargs: Any) -> Tree:
+    r"""BatchNorm's statistics of averaged weights: torch.optim.swa_utils.update_bn, for Flax.
+
+    .. math:: \mu = \frac{1}{n} \sum_{i=1}^n \mu_i, \quad \sigma^2 = \frac{1}{n} \sum_{i=1}^n \sigma_i^2
+
+    One pass over the loader in training mode, with each BatchNorm's momentum at :math:`1 - 1/i` in batch :math:`i`:
+    the mean over all batches, whatever its statistics were before. The variance of a batch is Flax's, not multiplied by
+    torch's :math:`m / (m - 1)` for :math:`m` numbers a channel.
+
+    Args:
+      loader: batches; of a tuple or list the first element goes to the model.
+      model: a linen module, or an nnx module that has the averaged weights, which is left as it is.
+      variables: for linen, `{"params": averaged.params, "batch_stats": batch_stats}`.
+      **kwargs: what the model's call takes in training, such as `train=True`; an nnx model is in training mode anyway.
+
+    Returns:
+      For linen the new `batch_stats`; for nnx a copy of the model that has them.
+
+    Raises:
+      ImportError: Flax is not installed.
+
+    Example:
+      >>> import flax.linen as nn, jax, jax.numpy as jnp
+      >>> model = nn.BatchNorm(use_running_average=False)
+      >>> variables = model.init(jax.random.key(0), jnp.ones((1, 1)))
+      >>> update_bn([jnp.array([[1.0], [3.0]]), jnp.array([[5.0], [5.0]])], model, variables)
+      {'mean': Array([3.5], dtype=float32), 'var': Array([0.5], dtype=float32)}
+
+    Source: torch/optim/swa_utils.py.
+    """
+    return _update_nnx(loader, model, kwargs) if variables is None else _update_linen(loader, model, variables, kwargs)
+
+
+def _update_linen(loader: Iterable[Any], model: Any, variables: Tree, kwargs: dict[str, Any]) -> Tree:
+    import flax.linen as nn
+
+    def with_momentum(momentum: Any) -> Callable[..., Any]:
+        def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            if not isinstance(context.module, nn.BatchNorm):
+                return call(*args, **kwargs)
+            with _momentum(context.module, momentum):
+                return call(*args, **kwargs)
+
+        return intercept
+
+    @jax.jit
+    def step(stats: Tree, x: Any, momentum: Any) -> Tree:
+        with nn.intercept_methods(with_momentum(momentum)):
+            _, new = model.apply({**variables, "batch_stats": stats}, x, mutable=["batch_stats"], **kwargs)
+        return new["batch_stats"]
+
+    return _pass(loader, step, jax.tree_util.tree_map_with_path(_reset, variables.get("batch_stats", {})))
+
+
+def _update_nnx(loader: Iterable[Any], model: Any, kwargs: dict[str, Any]) -> Any:
+    from flax import nnx
+
+    graph, stats, rest = nnx.split(model, nnx.BatchStat, ...)
+
+    @jax.jit
+    def step(stats: Tree, x: Any, momentum: Any) -> Tree:
+        merged = nnx.merge(graph, stats, rest)
+        merged.train()
+        layers = [layer for _, layer in nnx.iter_modules(merged) if isinstance(layer, nnx.BatchNorm)]
+        with ExitStack() as stack:
+            for layer in layers:
+                stack.enter_context(_momentum(layer, momentum))
+            merged(x, **kwargs)
+        return nnx.state(merged, nnx.BatchStat)
+
+    stats = _pass(loader, step, jax.tree_util.tree_map_with_path(_reset, stats))
+    return nnx.merge(graph, stats, rest)
+
+
+def _pass(loader: Iterable[Any], step: Callable[[Tree, Any, Any], Tree], stats: Tree) -> Tree:
+    if not jax.tree.leaves(stats):
+        return stats
+    for number, batch in enumerate(loader, 1):
+        x = batch[0] if isinstance(batch, list | tuple) else batch
+        stats = step(stats, x, jnp.float32(1 - 1 / number))
+    return stats
+
+
+def _reset(path: Any, leaf: jax.Array) -> jax.Array:
+    """What BatchNorm starts from. Other layers keep statistics of other names."""
+    if "mean" in _names(path):
+        return jnp.zeros_like(leaf)
+    return jnp.ones_like(leaf) if "var" in _names(path) else leaf
+
+
+def _names(path: Any) -> list[str]:
+    """The name of a leaf, and that of the box it may be in."""
+    return [str(getattr(entry, "key", getattr(entry, "name", ""))) for entry in path[-2:]]
+
+
+@contextmanager
+def _momentum(module: Any, value: Any) -> Iterator[None]:
+    """A layer with another momentum for a while; linen's are frozen."""
+    before = module.momentum
+    object.__setattr__(module, "momentum", value)
+    try:
+        yield
+    finally:
+        object.__setattr__(module, "momentum", before)
