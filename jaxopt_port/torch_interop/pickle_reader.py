@@ -16,6 +16,7 @@ import numpy as np
 from jaxopt_port.torch_interop.pt_types import DTYPES, MAX_DEPTH, STORAGES, UNTYPED_STORAGE, PtFileError
 
 MAX_NAME = 256  # bytes of a module's or a function's name
+MAX_DIMENSIONS = 64  # torch's and NumPy's
 MAX_KEY = 1 << 16  # characters of a dict's key
 MAX_SHARING = 100  # items a byte of the pickle may stand for, where one container is used in many places
 DICTS = (dict, collections.OrderedDict, collections.Counter)
@@ -221,8 +222,10 @@ def _tensor(storage: Storage, dtype: np.dtype, offset: int, shape: tuple[int, ..
     """A view into a storage."""
     if type(storage) is not Storage or type(shape) is not tuple or type(strides) is not tuple:
         raise PtFileError("a tensor without a storage or a shape")
-    if len(shape) != len(strides) or any(type(x) is not int or x < 0 for x in (offset, *shape, *strides)):
-        raise PtFileError("a tensor whose offset, shape or strides are not whole numbers of at least 0")
+    if not len(shape) == len(strides) <= MAX_DIMENSIONS or any(
+        type(x) is not int or x < 0 for x in (offset, *shape, *strides)
+    ):
+        raise PtFileError("a tensor whose offset, shape or strides are not (up to 64) whole numbers of at least 0")
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     elements = storage.data.nbytes // dtype.itemsize
     if 0 not in shape and last >= elements:

@@ -140,9 +140,9 @@ class _Archive:
         self._left -= record.size
         if self._left < 0:  # many records in one place
             raise PtFileError("the records together are larger than the file")
-        self._file.seek(record.offset)
+        self._file.seek(max(record.offset, 0))  # less than 0 in a file whose beginning is missing
         header = self._file.read(30)
-        if len(header) != 30 or not header.startswith(b"PK\3\4"):
+        if record.offset < 0 or len(header) != 30 or not header.startswith(b"PK\3\4"):
             raise PtFileError(f"the record {name} is not where the file says")
         start = record.offset + 30 + sum(struct.unpack("<HH", header[26:]))
         if start + record.size > self._size:

@@ -1,0 +1,366 @@
+"""Damaged and hostile `.pt` files: `load` must return, or raise PtFileError, within bounds of time and memory.
+
+`python -m benchmarks.fuzz_pt_file --inputs 200000` prints how many inputs ended how, and the most memory taken.
+Input N of a seed is the same in every run: `--first N --inputs 1` repeats it. An input that kills the process is left
+in the file whose name is printed first.
+"""
+
+import argparse
+import collections
+import io
+import os
+import pickle
+import pickletools
+import random
+import resource
+import struct
+import tempfile
+import time
+import tracemalloc
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_port.torch_interop import PtFileError, load, save
+
+SECONDS = 5.0  # more is a hang: the files are of a few kilobytes
+TRACED = 9  # of so many inputs one has its memory traced, which makes it 3 times slower
+MEMORY = 1 << 20, 400  # bytes that any load may take, and for each byte of the file
+
+Random = random.Random
+Records = list[tuple[str, bytes]]
+
+VALUES = [0, 1, 2, 4, 255, 256, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63, 2**64, -1, -(2**31), -(2**63)]
+NAMES = [
+    *(
+        "os system",
+        "posix system",
+        "builtins eval",
+        "__builtin__ exec",
+        "builtins getattr",
+        "torch._utils _rebuild_tensor",
+    ),
+    *("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor_v3", "torch._utils _rebuild_sparse_tensor"),
+    *("torch FloatStorage", "torch BoolStorage", "torch.storage UntypedStorage", "torch float32", "torch float8_e5m2"),
+    *(
+        "collections OrderedDict",
+        "collections Counter",
+        "collections defaultdict",
+        "__builtin__ set",
+        "__builtin__ bytearray",
+    ),
+    *("_codecs encode", "_codecs decode", "torch Size", "torch device", "numpy.core.multiarray scalar", "jax jit"),
+]
+OPCODES = [
+    *(pickle.MARK, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.EMPTY_TUPLE, pickle.EMPTY_LIST),
+    *(pickle.EMPTY_DICT, pickle.APPEND, pickle.APPENDS, pickle.SETITEM, pickle.SETITEMS, pickle.REDUCE, pickle.BUILD),
+    *(pickle.BINPERSID, pickle.NONE, pickle.NEWTRUE, pickle.STOP, pickle.POP, pickle.DUP, pickle.NEWOBJ),
+    *(pickle.EMPTY_SET, pickle.ADDITEMS, pickle.MEMOIZE, pickle.STACK_GLOBAL, b"\x80\x04", b"\xff"),
+]
+
+
+def seeds() -> list[bytes]:
+    """Real files: ours and, where torch is installed, torch's."""
+    shared = np.arange(12, dtype=np.float32).reshape(3, 4)
+    state = {"step": np.array(3.0, np.float32), "exp_avg": jnp.ones((2, 3), jnp.bfloat16)}
+    group = {"lr": 0.1, "betas": (0.9, 0.999), "params": [0, 1], "foreach": None, "maximize": False}
+    ours = {
+        "model": collections.OrderedDict(weight=shared, tied=shared.T, part=shared[1:, ::2], mask=np.ones(3, bool)),
+        "optimizer": {"state": {0: state}, "param_groups": [group]},
+        "scheduler": {"milestones": collections.Counter({3: 1}), "last_epoch": 2**70, "best": float("inf")},
+        "rest": [b"bytes", bytearray(b"x"), {1, 2}, 1 + 2j, np.dtype(np.float32), np.ones(3, np.uint16)],
+    }
+    files = [_in_memory(save, ours), _in_memory(save, [])]
+    try:
+        import torch
+    except ImportError:
+        return files
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Linear(4, 2))
+    optimizer = torch.optim.AdamW(model.parameters())
+    torch.stack([p.sum() for p in model.parameters()]).sum().backward()
+    optimizer.step()
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 5])
+    whole = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+    whole |= {"size": torch.Size([2, 3]), "device": torch.device("cuda:1"), "rng": torch.get_rng_state()[:64].clone()}
+    return [*files, _in_memory(torch.save, whole), _in_memory(torch.save, list(model.parameters()))]
+
+
+def _in_memory(write: Callable[..., None], obj: Any) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        write(obj, f"{folder}/x.pt")
+        return Path(folder, "x.pt").read_bytes()
+
+
+# Mutations of bytes.
+
+
+def flip(data: bytes, rng: Random) -> bytes:
+    out = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 8, 64))):
+        out[rng.randrange(len(out))] = rng.choice((rng.randrange(256), 0, 255))
+    return bytes(out)
+
+
+def flip_directory(data: bytes, rng: Random) -> bytes:
+    """Bytes of the directory, most of which are sizes and offsets."""
+    start = data.rfind(b"PK\1\2", 0, max(data.rfind(b"PK\1\2") - rng.randrange(len(data) // 2), 60))
+    start = max(start, 0) if rng.random() < 0.7 else max(data.rfind(b"PK\5\6"), 0)
+    return data[:start] + flip(data[start:], rng)
+
+
+def truncate(data: bytes, rng: Random) -> bytes:
+    return data[: rng.randrange(len(data))] if rng.random() < 0.8 else data[rng.randrange(len(data)) :]
+
+
+def splice(data: bytes, rng: Random) -> bytes:
+    """Cut a piece out, double it, or move it."""
+    start, end = sorted(rng.randrange(len(data)) for _ in range(2))
+    piece, at = data[start:end], rng.randrange(len(data))
+    return rng.choice(
+        (data[:start] + data[end:], data[:at] + piece + data[at:], data[:start] + rng.randbytes(9) + data[end:])
+    )
+
+
+# Mutations of records, in a zip that is sound.
+
+
+def mutate_records(data: bytes, rng: Random) -> bytes:
+    records = _records(data)
+    at = rng.randrange(len(records))
+    name, content = records[at]
+    kind = rng.randrange(7)
+    if kind == 0:
+        del records[at]
+    elif kind == 1:
+        records.insert(at, records[rng.randrange(len(records))])
+    elif kind == 2:
+        records[at] = (rng.choice((name + "x", "x/" + name, "", "/", rng.choice(records)[0], name.upper())), content)
+    elif kind == 3:
+        records[at] = (name, rng.choice((b"", content[:-1], content + b"\0", content * 2, bytes(len(content)), b"big")))
+    elif kind == 4:
+        records = [(name, b"big" if name.endswith("byteorder") else content) for name, content in records]
+    elif kind == 5:
+        return _zip(records, compress=rng.choice((zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)))
+    else:
+        return _point_elsewhere(_zip(records), rng)
+    return _zip(records)
+
+
+def _point_elsewhere(data: bytes, rng: Random) -> bytes:
+    """A directory entry with another size or offset, consistent or not."""
+    entries = [at for at in range(len(data)) if data.startswith(b"PK\1\2", at)]
+    out = bytearray(data)
+    source, target = rng.choice(entries), rng.choice(entries)
+    if rng.random() < 0.5:  # two records in one place
+        out[target + 16 : target + 28] = data[source + 16 : source + 28]
+        out[target + 42 : target + 46] = data[source + 42 : source + 46]
+    else:
+        size = struct.pack("<I", rng.choice(VALUES) % 2**32)
+        for field in rng.sample((16, 20, 24, 42), rng.randrange(1, 4)) if rng.random() < 0.5 else (20, 24):
+            out[target + field : target + field + 4] = size
+    return bytes(out)
+
+
+# Mutations of the pickle, in a file that is sound.
+
+
+def mutate_pickle(data: bytes, rng: Random) -> bytes:
+    records = _records(data)
+    at = next(i for i, (name, _) in enumerate(records) if name.endswith("data.pkl"))
+    name, pickled = records[at]
+    positions = [position for _, _, position in pickletools.genops(pickled)]
+    parts = [pickled[start:end] for start, end in zip(positions, [*positions[1:], len(pickled)], strict=True)]
+    for _ in range(rng.choice((1, 1, 2, 3, 10))):
+        _mutate_operations(parts, rng)
+    records[at] = name, b"".join(parts)
+    return _zip(records)
+
+
+def random_pickle(data: bytes, rng: Random) -> bytes:
+    """A program of our opcodes alone."""
+    records = [record for record in _records(data) if not record[0].endswith("data.pkl")]
+    parts = [pickle.PROTO + b"\2", *(_operation(rng) for _ in range(rng.randrange(1, 200))), pickle.STOP]
+    return _zip([("archive/data.pkl", b"".join(parts)), *records])
+
+
+def bomb(data: bytes, rng: Random) -> bytes:
+    """A short program, many times over: depth, doubling, copying, endless views."""
+    times = int(10 ** rng.uniform(0, 3.5))
+    name = f"archive/data/{rng.randrange(3)}"
+    view = b"ctorch._utils\n_rebuild_tensor_v2\n((X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpuK\4tQ"
+    sizes = b"".join(_integer(rng.choice(VALUES)) for _ in range(rng.randrange(1, 70)))
+    zeros = b"K\0" * rng.randrange(1, 70)
+    program = rng.choice(
+        (
+            b"]" * times + b"a" * rng.randrange(times),
+            b"(" * times + b"t" * rng.randrange(times),
+            b"]q\0" + b"h\0a" * times,
+            b"}q\0" + b"".join(b"h\0q\1}q\0K\1h\1sK\2h\1s" for _ in range(times)),
+            b"K\1" + b"\x85" * times + b"q\0" + b"}h\0K\1s",
+            b"]q\0" + b"".join(b"]q\0(h\0h\0e" for _ in range(times)),
+            b"](" + b"K\1" * times + b"eq\0c__builtin__\nset\nq\1" + b"h\1h\0\x85R" * times,
+            b"c_codecs\nencode\nX"
+            + struct.pack("<I", times)
+            + b"a" * times
+            + b"X\6\0\0\0latin1\x86q\0"
+            + b"h\0R" * times,
+            view + _integer(rng.choice(VALUES)) + b"(" + sizes + b"t(" + rng.choice((zeros, sizes)) + b"t\x89NtR",
+            b"}" + b"".join(b"\x8a\x09" + struct.pack("<Q", i * (2**61 - 1) % 2**64) + b"\0Ns" for i in range(times)),
+            b"r" + struct.pack("<I", rng.choice(VALUES) % 2**32) + b"Nr\xff\xff\xff\xffj\xff\xff\xff\xff",
+            b"X" + struct.pack("<I", rng.choice(VALUES) % 2**32) + b"abc",
+        )
+    )
+    return _zip([("archive/data.pkl", b"\x80\2" + program + b"."), ("archive/data/0", bytes(16)), (name, bytes(16))])
+
+
+def _mutate_operations(parts: list[bytes], rng: Random) -> None:
+    at = rng.randrange(1, len(parts))
+    kind = rng.randrange(6)
+    if kind == 0 and len(parts) > 2:
+        del parts[at]
+    elif kind == 1:
+        parts.insert(at, parts[rng.randrange(len(parts))])
+    elif kind == 2:
+        other = rng.randrange(1, len(parts))
+        parts[at], parts[other] = parts[other], parts[at]
+    elif kind == 3:
+        parts.insert(at, _operation(rng))
+    elif kind == 4 and len(parts[at]) > 1:
+        parts[at] = parts[at][:1] + flip(parts[at][1:], rng)
+    else:
+        parts[at] = _operation(rng)
+
+
+def _operation(rng: Random) -> bytes:
+    kind = rng.randrange(6)
+    if kind == 0:
+        return _integer(rng.choice(VALUES))
+    if kind == 1:
+        return pickle.GLOBAL + rng.choice(NAMES).replace(" ", "\n").encode() + b"\n"
+    if kind == 2:
+        return rng.choice((pickle.BINGET, pickle.BINPUT)) + bytes([rng.randrange(40)])
+    if kind == 3:
+        return rng.choice((pickle.LONG_BINGET, pickle.LONG_BINPUT)) + struct.pack("<I", rng.choice(VALUES) % 2**32)
+    if kind == 4:
+        text = rng.choice((b"storage", b"0", b"1", b"cpu", b"_metadata", b"\xff", b""))
+        return pickle.BINUNICODE + struct.pack("<I", len(text)) + text
+    return rng.choice(OPCODES)
+
+
+def _integer(x: int) -> bytes:
+    return pickle.dumps(x, protocol=2)[2:-1]
+
+
+def _records(data: bytes) -> Records:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return [(name, archive.read(name)) for name in archive.namelist()]
+
+
+def _zip(records: Records, compress: int = zipfile.ZIP_STORED) -> bytes:
+    out = io.BytesIO()
+    warnings.simplefilter("ignore", UserWarning)  # of two records of one name
+    with zipfile.ZipFile(out, "w", compress) as archive:
+        for name, content in records:
+            archive.writestr(zipfile.ZipInfo(name or "-"), content, compress)
+    return out.getvalue()
+
+
+MUTATIONS = (flip, flip_directory, truncate, splice, mutate_records, mutate_pickle, random_pickle, bomb)
+
+
+def make_input(files: list[bytes], seed: int, number: int) -> tuple[str, bytes]:
+    """The name of the mutation, and the damaged file."""
+    rng = Random(f"{seed} {number}")
+    mutation = rng.choice(MUTATIONS)
+    return mutation.__name__, mutation(rng.choice(files), rng)
+
+
+def outcome(path: Path, size: int, mmap: bool, trace: bool) -> tuple[str, int]:
+    """What became of a load: `loaded`, `PtFileError` or a fault; and the most memory that it took, if traced."""
+    if trace:
+        tracemalloc.start()
+    start = time.perf_counter()
+    try:
+        _touch(load(path, mmap=mmap))
+        result = "loaded"
+    except PtFileError:
+        result = "PtFileError"
+    except Exception as error:  # this is what is looked for
+        result = f"FAULT: {type(error).__name__}: {error}"
+    memory = tracemalloc.get_traced_memory()[1]  # 0 where nothing is traced
+    tracemalloc.stop()
+    if time.perf_counter() - start > SECONDS:
+        result = "FAULT: hang"
+    elif memory > MEMORY[0] + MEMORY[1] * size:
+        result = "FAULT: memory"
+    return result, memory
+
+
+def _peak_resident() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _touch(value: Any) -> None:
+    """Read the first and the last element of every array, which would end the process if they were not there."""
+    if isinstance(value, np.ndarray) and value.size:
+        assert value[(0,) * value.ndim] is not value[(-1,) * value.ndim]
+    elif isinstance(value, dict):
+        _touch(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for each in value[:1000]:
+            _touch(each)
+
+
+def fuzz(inputs: int, first: int = 0, seed: int = 0, say: bool = False) -> collections.Counter[tuple[str, str]]:
+    """Counts of (mutation, outcome)."""
+    files = seeds()
+    counts: collections.Counter[tuple[str, str]] = collections.Counter()
+    most = 0
+    resident = _peak_resident()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "input.pt")
+        if say:
+            print(
+                f"{len(files)} real files of {[len(file) for file in files]} bytes; the input is in {path}", flush=True
+            )
+        for number in range(first, first + inputs):
+            mutation, data = make_input(files, seed, number)
+            path.write_bytes(data)
+            result, memory = outcome(path, len(data), mmap=number % 2 == 1, trace=number % TRACED == 0)
+            most = max(most, memory)
+            if say and result.startswith("FAULT") and not counts[mutation, result]:
+                print(f"input {number}, {mutation}, {len(data)} bytes: {result}", flush=True)
+            counts[mutation, result] += 1
+    if say:
+        grown = _peak_resident() - resident
+        print(
+            f"most memory of one load in {TRACED}: {most / 2**20:.2f} MiB; the process grew by {grown / 2**20:.1f} MiB"
+        )
+    return counts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", type=int, default=200_000)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    counts = fuzz(args.inputs, args.first, args.seed, say=True)
+    totals: collections.Counter[str] = collections.Counter()
+    for (mutation, result), count in sorted(counts.items()):
+        print(f"{mutation:16} {result:60.60} {count:8,}")
+        totals[result.split(":")[0]] += count
+    print(
+        f"{os.cpu_count()} CPUs; in all {sum(totals.values()):,}:", ", ".join(f"{k} {n:,}" for k, n in totals.items())
+    )
+    if totals["FAULT"]:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
