@@ -1,0 +1,231 @@
+"""torch's `optimizer.state_dict()`, both ways.
+
+A state dict is what `torch.load` gives: dicts and lists of arrays (anything that `np.asarray` takes, tensors on the CPU
+too) and Python's numbers.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxopt_port.hyper import find_state, get_hyper, set_hyper
+from jaxopt_port.optimizer import Optimizer, OptState, _lifted
+from jaxopt_port.param_groups import ParamGroup, leaf_paths
+from jaxopt_port.torch_interop import lbfgs_state, parameter_state
+from jaxopt_port.torch_interop.layout import Mapping as LayoutMapping
+from jaxopt_port.torch_interop.parameter_order import Parameter, by_group, parameters
+
+Tree = Any
+
+# What torch's optimizers have in a group beside the mathematics, by the name of our rule.
+FOREACH = {"foreach": None, "capturable": False, "differentiable": False}
+HINTS: Mapping[str, Mapping[str, Any]] = {
+    **dict.fromkeys(("adadelta", "adamax", "asgd", "nadam", "radam", "rmsprop", "rprop"), FOREACH),
+    "adafactor": {"foreach": None},
+    "adagrad": {"foreach": None, "differentiable": False, "fused": None},
+    "adam": {**FOREACH, "fused": None},
+    "sgd": {"foreach": None, "differentiable": False, "fused": None},
+}
+# What an old state dict may lack: torch's __setstate__ adds it, with the value that is our default.
+ADDED_LATER = ("amsgrad", "maximize", "nesterov", "centered", "decoupled_weight_decay", "initial_accumulator_value")
+ANY_MOMENTUM = 0.9
+
+
+def load_optimizer(
+    factory: Callable[..., Optimizer],
+    state_dict: Mapping[str, Any],
+    params: Tree,
+    mapping: LayoutMapping | None = None,
+) -> tuple[Optimizer, OptState]:
+    """`optimizer.load_state_dict(state_dict)`: an optimizer and its state, to go on from where torch's was.
+
+    Hyper-parameters and groups come from the state dict: torch's first group is group 0, the others are lists of paths.
+    What torch's `load_state_dict` adds to old state dicts is added. torch's hints (`foreach`, `fused`, ...) and what
+    its schedulers keep in the groups (`initial_lr`, ...: see `load_scheduler`) have no place here.
+
+    Unlike torch, shapes are checked, and float32 scalars (NAdam's, ASGD's) stay float32 beside float64 parameters.
+    Muon's default step depends on which axis of a matrix is the first: see `muon` for kernels that are transposed.
+
+    Args:
+      factory: `optim.adamw` and so on, the optimizer that wrote it. The state dict does not say which, and those of
+        Adam and of old AdamWs look the same.
+      state_dict: torch's.
+      params: the parameters that it belongs to. Those that `param_names` leave out are frozen.
+      mapping: from `layout.infer`, where the parameters are in flax's names and layouts. Without it, torch's parameters
+        are the leaves of `params`, in their order.
+
+    Returns:
+      `(optimizer, state)`.
+
+    Raises:
+      ValueError: an option or a state that the optimizer does not have, or lacks; another number of parameters or other
+        shapes; groups whose parameters cannot be told apart (by `param_names` they can).
+
+    Example:
+      >>> import jax.numpy as jnp, numpy as np, jaxopt_port as optim
+      >>> state_dict = {     # torch.load("checkpoint.pt")["optimizer"]
+      ...     "state": {0: {"step": np.float32(7), "exp_avg": np.array([0.5]), "exp_avg_sq": np.array([0.25])}},
+      ...     "param_groups": [{"lr": 0.1, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01, "params": [0]}]}
+      >>> optimizer, state = load_optimizer(optim.adamw, state_dict, {"w": jnp.ones(1)})
+      >>> state.steps[0]["step"], state.slots["w"].exp_avg
+      (Array(7., dtype=float32), Array([0.5], dtype=float32))
+
+    Source: torch/optim/optimizer.py, Optimizer.load_state_dict.
+    """
+    algorithm: Any = _lifted(factory())
+    name = _name(algorithm)
+    options = [_options(factory, name, group, i) for i, group in enumerate(state_dict["param_groups"])]
+    members = by_group(state_dict, parameters(params, mapping), named=mapping is not None)
+    if name == "lbfgs":
+        optimizer = factory(**options[0])
+        return optimizer, lbfgs_state.load(optimizer.init(params), state_dict, members[0], params)
+    states = [[state_dict["state"].get(i) or {} for i in group["params"]] for group in state_dict["param_groups"]]
+    buffered = [any(one.get("momentum_buffer") is not None for one in inside) for inside in states]
+    off = [i for i, has in enumerate(buffered) if has and not options[i]["momentum"]]  # on before: there are buffers
+    for group in off:
+        options[group]["momentum"] = ANY_MOMENTUM
+    optimizer = _make(factory, options, members, leaf_paths(params))
+    state = optimizer.init(params)
+    for group in off:
+        state = set_hyper(state, group=group, momentum=0.0)
+    flat = {
+        leaf: (parameter, at, one)
+        for inside, mine in zip(states, members, strict=True)
+        for parameter, one in zip(mine, inside, strict=True)
+        for at, leaf in enumerate(parameter.leaves)
+    }
+    lifted: Any = _lifted(optimizer)
+    return optimizer, parameter_state.fill(name, state, lifted.members(params), flat, params)
+
+
+def optimizer_state_dict(
+    optimizer: Optimizer,
+    state: Any,
+    params: Tree,
+    mapping: LayoutMapping | None = None,
+    sched: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """`optimizer.state_dict()`: for torch's `load_state_dict`, with arrays where torch has tensors.
+
+    torch's parameters are numbered group by group, in the order of a group's list of paths where it has one, otherwise
+    in the mapping's order, and without a mapping in that of the leaves. Their names are written as `param_names`, which
+    torch does not look at. Left out are what torch leaves out, the states of parameters that have not stepped, and the
+    groups that are frozen or empty.
+
+    Args:
+      optimizer: the optimizer.
+      state: its state, or a pytree with one inside.
+      params: the parameters.
+      mapping: from `layout.infer`, where the parameters are in flax's names and layouts.
+      sched: the state of a scheduler, for what torch's schedulers keep in the groups (`initial_lr`, ...).
+
+    Returns:
+      `{"state": ..., "param_groups": ...}`.
+
+    Raises:
+      ValueError: nonlinear conjugate gradients, which torch does not have; a parameter of torch's that is in two groups
+        or has stepped in parts; a state that has no layout in torch.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxopt_port as optim
+      >>> params = {"w": jnp.ones(1)}
+      >>> optimizer = optim.sgd(lr=0.1, momentum=0.9)
+      >>> params, state = optimizer.step({"w": jnp.ones(1)}, optimizer.init(params), params)
+      >>> optimizer_state_dict(optimizer, state, params)["state"]
+      {0: {'momentum_buffer': array([1.], dtype=float32)}}
+
+    Source: torch/optim/optimizer.py, Optimizer.state_dict.
+    """
+    algorithm: Any = _lifted(optimizer)
+    found, known, name = find_state(state), parameters(params, mapping), _name(algorithm)
+    if name == "lbfgs":
+        live = get_hyper(found)[0]
+        group = {**live, **algorithm.static, "params": list(range(len(known))), "param_names": [p.name for p in known]}
+        return {"state": lbfgs_state.save(found, known, params), "param_groups": [group]}
+    live, numbers = get_hyper(found), exported_groups(optimizer, params)
+    state_of = parameter_state.saver(name, found, algorithm.members(params), params)
+    states: dict[int, dict[str, Any]] = {}
+    param_groups: list[dict[str, Any]] = []
+    for group in numbers:
+        inside = _inside(algorithm, params, known, group)
+        start = sum(len(each["params"]) for each in param_groups)
+        ids = list(range(start, start + len(inside)))
+        scheduled = {} if sched is None else {k: _python(v) for k, v in sched["param_groups"][group].items()}
+        options = {**algorithm.options[group], **live[group], **HINTS.get(name, {}), **scheduled}
+        names = [parameter.name for parameter in inside]
+        param_groups.append({**options, "params": ids, "param_names": names})
+        for i, parameter in zip(ids, inside, strict=True):
+            one = state_of(parameter)
+            if one:
+                states[i] = one
+    return {"state": states, "param_groups": param_groups}
+
+
+def exported_groups(optimizer: Optimizer, params: Tree) -> list[int]:
+    """The numbers of the groups that torch's optimizer has: those with parameters that are not frozen."""
+    algorithm: Any = _lifted(optimizer)
+    if _name(algorithm) == "lbfgs":
+        return [0]
+    members = algorithm.members(params)
+    return [group for group, frozen in enumerate(algorithm.frozen) if not frozen and group in members]
+
+
+def _name(algorithm: Any) -> str:
+    """The optimizer's name; AdamW's is adam, the rule."""
+    name = algorithm.rule.scalars.__module__.rpartition(".")[2] if hasattr(algorithm, "rule") else algorithm.name
+    if name == "nonlinear_cg":
+        raise ValueError("torch has no nonlinear conjugate gradients, and no state dict of them")
+    return name
+
+
+def _options(factory: Callable[..., Optimizer], name: str, group: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """The factory's options out of one of torch's groups."""
+    known = [each for each in inspect.signature(factory).parameters if each != "param_groups"]
+    optional = (*ADDED_LATER, "momentum") if name == "rmsprop" else ADDED_LATER
+    missing = [each for each in known if each not in group and each not in optional]
+    if missing:
+        raise ValueError(
+            f"parameter group {number} of the state dict has no {', '.join(missing)}: it is not of the optimizer "
+            f"{getattr(factory, '__name__', name)}. It has {', '.join(each for each in group if each != 'params')}"
+        )
+    options = {each: _python(group[each]) for each in known if each in group}
+    return options if name != "rmsprop" else {"momentum": 0.0, **options}
+
+
+def _python(value: Any) -> Any:
+    """An option as Python has it: a number for a tensor, a tuple for a list."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_python, value))
+    return value if value is None or isinstance(value, str | bool | int | float) else np.asarray(value).item()
+
+
+def _make(
+    factory: Callable[..., Optimizer], options: list[dict[str, Any]], members: list[list[Parameter]], paths: list[str]
+) -> Optimizer:
+    """The optimizer with torch's groups, and the parameters that are in none of them frozen."""
+    lists = [[paths[leaf] for parameter in inside for leaf in parameter.leaves] for inside in members]
+    in_one = {path for inside in lists for path in inside}
+    groups = [
+        ParamGroup(inside, **{k: v for k, v in own.items() if v != options[0].get(k)})
+        for own, inside in zip(options[1:], lists[1:], strict=True)
+    ]
+    rest = [path for path in paths if path not in in_one]
+    return factory(**options[0], param_groups=[*groups, *([ParamGroup(rest, frozen=True)] if rest else [])])
+
+
+def _inside(algorithm: Any, params: Tree, known: Sequence[Parameter], group: int) -> list[Parameter]:
+    """The parameters of a group, in the order of its list of paths if it has one."""
+    members, paths = algorithm.members(params), leaf_paths(params)
+    inside = [parameter for parameter in known if any(members[leaf] == group for leaf in parameter.leaves)]
+    for parameter in inside:
+        if any(members[leaf] != group for leaf in parameter.leaves):
+            raise ValueError(
+                f"{parameter.name!r} is one parameter in torch, and here in several groups: "
+                f"{', '.join(f'{paths[leaf]} in {members[leaf]}' for leaf in parameter.leaves)}"
+            )
+    which = algorithm.groups[group - 1].which if group else None
+    if isinstance(which, tuple):
+        inside.sort(key=lambda parameter: which.index(paths[parameter.leaves[0]]))
+    return inside
