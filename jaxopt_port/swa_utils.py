@@ -137,7 +137,7 @@ def get_ema_avg_fn(decay: float = 0.999) -> AvgFn:
 
     def ema(averaged: jax.Array, current: jax.Array, n_averaged: jax.Array) -> jax.Array:
         old, new = (x.astype(_floating(x.dtype)) for x in as_real((averaged, current)))
-        return as_complex(averaged, rounded(_as(decay, old.dtype) * old) + rounded(_as(1 - decay, new.dtype) * new))
+        return as_complex(averaged, rounded(_times(decay, old)) + rounded(_times(1 - decay, new)))
 
     return ema
 
@@ -160,10 +160,11 @@ def get_swa_avg_fn() -> AvgFn:
     def swa(averaged: jax.Array, current: jax.Array, n_averaged: jax.Array) -> jax.Array:
         old, new = as_real((averaged, current))
         dtype = _floating(old.dtype)
-        way = (new - old).astype(dtype)
-        # A divisor that is the same for all elements XLA replaces by an inexact factor.
-        number = jnp.where(jnp.isnan(way), way, (n_averaged + 1).astype(dtype))
-        return as_complex(averaged, old.astype(dtype) + way / number)
+        way, number = (new - old).astype(dtype), (n_averaged + 1).astype(dtype)
+        if jnp.iscomplexobj(averaged):  # torch divides complex numbers by way of the reciprocal
+            return as_complex(averaged, old + rounded(way * (1 / number)))
+        # A divisor that is the same for all elements XLA would replace by its reciprocal.
+        return old.astype(dtype) + way / jnp.where(jnp.isnan(way), way, number)
 
     return swa
 
@@ -256,13 +257,15 @@ def _each(avg_fn: AvgFn) -> MultiAvgFn:
 def _lerp(start: jax.Array, end: jax.Array, weight: float | jax.Array) -> jax.Array:
     """torch.lerp with a number: 16-bit arrays are computed in float32 and rounded once."""
     dtype = jnp.promote_types(start.dtype, jnp.float32)
-    return lerp(start.astype(dtype), end.astype(dtype), _as(weight, dtype)).astype(start.dtype)
+    return lerp(start.astype(dtype), end.astype(dtype), jnp.asarray(weight, dtype)).astype(start.dtype)
+
+
+def _times(number: float, x: jax.Array) -> jax.Array:
+    """A number times an array of 16 bits is rounded once, as in torch."""
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    return (jnp.asarray(number, dtype) * x.astype(dtype)).astype(x.dtype)
 
 
 def _floating(dtype: Any) -> Any:
     """The real dtype of an average: float32 for integers, as in torch."""
     return jnp.finfo(dtype).dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.float32
-
-
-def _as(number: float | jax.Array, dtype: Any) -> jax.Array:
-    return jnp.asarray(number, dtype)

@@ -1,5 +1,7 @@
 """get_total_norm, clip_grad_norm and clip_grad_value against torch."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -33,7 +35,7 @@ def make(mix):
     ]
 
 
-def theirs(clip, grads, *args, **kwargs):
+def theirs(clip: Any, grads: Any, *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
     """What a function of torch.nn.utils returns and makes of the gradients; None for None."""
     params = [torch.nn.Parameter(torch.zeros(()) if g is None else torch.zeros_like(to_torch(g))) for g in grads]
     for p, g in zip(params, grads, strict=True):
@@ -114,7 +116,7 @@ def test_error_if_nonfinite_is_torchs():
         with pytest.raises(RuntimeError) as actual:
             clip()
         assert str(actual.value) == str(expected.value)
-    assert optim.get_total_norm([np.ones(1)], error_if_nonfinite=True) == 1
+    assert optim.get_total_norm([np.ones(1, np.float32)], error_if_nonfinite=True) == 1
     with pytest.raises(TypeError, match=r"cannot raise under jit.*look at the total norm"):
         jax.jit(lambda grads: optim.clip_grad_norm(grads, 1.0, error_if_nonfinite=True))(grads)
 

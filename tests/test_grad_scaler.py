@@ -1,5 +1,7 @@
 """GradScaler against torch's, step by step."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -162,7 +164,8 @@ def test_a_none_gradient_and_a_skipped_step():
 
 
 def test_errors_are_torchs():
-    for options in ({"growth_factor": 1.0}, {"backoff_factor": 1.0}):
+    out_of_range: list[dict[str, Any]] = [{"growth_factor": 1.0}, {"backoff_factor": 1.0}]
+    for options in out_of_range:
         with pytest.raises(AssertionError) as expected:
             torch.amp.GradScaler("cpu", **options)
         with pytest.raises(ValueError, match=str(expected.value).rstrip(".")):

@@ -75,17 +75,17 @@ def clip_grad_norm(
 
     Example:
       >>> grads, total_norm = clip_grad_norm({"w": jnp.array([3.0, 4.0])}, max_norm=1.0)
-      >>> grads["w"].round(4), total_norm
-      (Array([0.6, 0.8], dtype=float32), Array(5., dtype=float32))
+      >>> [round(float(x), 4) for x in grads["w"]], total_norm
+      ([0.6, 0.8], Array(5., dtype=float32))
 
     Source: torch/nn/utils/clip_grad.py; Pascanu et al., On the difficulty of training recurrent neural networks, 2013.
     """
     total = get_total_norm(grads, norm_type, error_if_nonfinite)
     with float64():
         # In torch a number over a tensor is the tensor's reciprocal times the number.
-        coefficient = 1 / (total + _as(1e-6, total)) * _as(max_norm, total)
-        coefficient = jnp.minimum(coefficient, _as(1, total))
-        return _map(lambda g: _scaled(g, coefficient), grads), total
+        coefficient = _times(1 / _plus(total, 1e-6), max_norm)
+        coefficient = jnp.minimum(coefficient, jnp.ones_like(total))
+        return _map(lambda g: _times(g, coefficient), grads), total
 
 
 def clip_grad_value(grads: Tree, clip_value: Scalar) -> Tree:
@@ -112,7 +112,8 @@ def clip_grad_value(grads: Tree, clip_value: Scalar) -> Tree:
     if any(jnp.iscomplexobj(g) for g in _gradients(grads)):
         raise NotImplementedError("clamp is not supported for complex types: use clip_grad_norm")
     with float64():
-        return _map(lambda g: jnp.minimum(jnp.maximum(g, _as(-clip_value, g)), _as(clip_value, g)), grads)
+        limit = jnp.asarray(clip_value)
+        return _map(lambda g: jnp.minimum(jnp.maximum(g, (-limit).astype(g.dtype)), limit.astype(g.dtype)), grads)
 
 
 def _gradients(grads: Tree) -> list[jax.Array]:
@@ -131,15 +132,15 @@ def _is_inexact(g: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(g), jnp.inexact)
 
 
-def _as(number: Scalar, like: jax.Array) -> jax.Array:
-    """A number as it meets an array: rounded once, to the dtype that the array is computed in."""
-    return jnp.asarray(number, like.dtype)
+def _plus(x: jax.Array, number: float) -> jax.Array:
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return (x.astype(wide) + jnp.asarray(number, wide)).astype(x.dtype)
 
 
-def _scaled(g: jax.Array, coefficient: jax.Array) -> jax.Array:
-    """`g * coefficient`. A 0-d tensor that meets a 16-bit one is not rounded to 16 bits first, in torch."""
-    wide = jnp.promote_types(g.dtype, jnp.float32)
-    return (g.astype(wide) * coefficient.astype(wide)).astype(g.dtype)
+def _times(x: jax.Array, number: Scalar) -> jax.Array:
+    """`x * number`. torch does not round a number that meets an array of 16 bits to 16 bits first."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return (x.astype(wide) * jnp.asarray(number, wide)).astype(x.dtype)
 
 
 def _norm(x: jax.Array, p: float) -> jax.Array:

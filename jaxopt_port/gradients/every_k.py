@@ -97,9 +97,9 @@ class _EveryK(Algorithm):
         has_grad = state.has_grad | ~jnp.array(absent, bool)
 
         def step() -> tuple[Tree, EveryKState]:
-            new = self._step(totals, absent, has_grad, state.state, params)
-            zeros = EveryKState(*jax.tree.map(jnp.zeros_like, (state.calls, state.grads, has_grad)), new[1])
-            return new[0], zeros
+            new, inner = self._step(totals, absent, has_grad, state.state, params)
+            calls, grads, none = jax.tree.map(jnp.zeros_like, (state.calls, state.grads, has_grad))
+            return new, EveryKState(calls, grads, none, inner)
 
         def go_on() -> tuple[Tree, EveryKState]:
             return params, EveryKState(state.calls + 1, treedef.unflatten(totals), has_grad, state.state)

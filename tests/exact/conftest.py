@@ -2,7 +2,7 @@
 
 import pytest
 
-collect_ignore = ["cases.py", "harness.py"]  # they need torch, and have no doctests
+collect_ignore = ["around.py", "cases.py", "harness.py"]  # they need torch, and have no doctests
 report = pytest.StashKey[list[str]]()
 
 
