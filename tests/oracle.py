@@ -115,8 +115,10 @@ class Torch:
             grad = None if g is None else to_torch(g)
             p.grad = grad.to_sparse(1) if grad is not None and self.sparse else grad
         torch.set_flush_denormal(self.flush_denormal)
-        self.optimizer.step()
-        torch.set_flush_denormal(False)
+        try:
+            self.optimizer.step()
+        finally:
+            torch.set_flush_denormal(False)
 
     def values(self, index: int) -> dict[str, np.ndarray]:
         """A parameter, under the name "", and its state by torch's names, empty where torch has none yet."""

@@ -26,6 +26,15 @@ SETTINGS = {
     "JAX_ENABLE_X64": "0",
 }
 EXACT = ("float32", "float64")
+# Where bits cannot all be equal: Adafactor's norms are sums in another order, and so are Muon's bfloat16 products. The
+# limits, by steps: torch's distance from itself, its CPU kernels with FMA and without (10,000 elements, defaults), in
+# eps of the largest parameter.
+LIMITS: dict[tuple[str, str], dict[int, float]] = {
+    ("adafactor", "float32"): {100: 0.98, 1000: 2.40},
+    ("adafactor", "float64"): {100: 0.98, 1000: 2.89},
+    ("muon", "float32"): {100: 36.1, 1000: 124.0},
+    ("muon", "float64"): {100: 1.9e10, 1000: 5.0e10},
+}
 CLOSURES = ("lbfgs", "nonlinear_cg")  # evaluate the function themselves, and have tests of their own
 
 

@@ -59,7 +59,7 @@ class Ours:
     def _grad(self, g: np.ndarray) -> Any:
         if not self.sparse:
             return g
-        rows = np.flatnonzero(g.reshape(len(g), -1).any(1))
+        rows = np.flatnonzero(g.any(tuple(range(1, g.ndim))))
         indices = np.full((len(g), 1), len(g), np.int32)  # past the end: padding
         indices[: len(rows), 0] = rows
         data = np.zeros_like(g)
@@ -123,7 +123,7 @@ def run(case: Case) -> Result:
                     differing, where = differing_bits(actual, expected)
                     bits, values = bits + differing, values + expected.size
                     if step == case.steps - 1 and differing:
-                        distance = max(distance, _distance(actual, expected))
+                        distance = max(distance, eps_apart(actual, expected))
                     if differing and not first:
                         first = reproduction(case, step, index, name, where, actual, expected)
     return Result(case, bits, values, distance, first)
@@ -170,12 +170,14 @@ def _real(x: np.ndarray) -> np.ndarray:
     return x.view(x.dtype.char.lower()) if np.iscomplexobj(x) else x
 
 
-def _distance(actual: np.ndarray | None, expected: np.ndarray) -> float:
+def eps_apart(actual: np.ndarray | None, expected: np.ndarray) -> float:
+    """The largest difference in eps of the largest number; infinite where one is finite and the other is not."""
     if not _same_kind(actual, expected):
         return float("inf")
-    a, b = (_real(x) for x in (actual, expected))
-    eps = float(jnp.finfo(a.dtype).eps)
-    finite = np.isfinite(a.astype(np.float64)) & np.isfinite(b.astype(np.float64))
-    a, b = a[finite].astype(np.float64), b[finite].astype(np.float64)
-    scale = np.abs(b).max(initial=0)
-    return float(np.abs(a - b).max(initial=0) / (scale * eps)) if scale else 0.0
+    a, b = (_real(x).astype(np.float64) for x in (actual, expected))
+    finite = np.isfinite(b)
+    if not np.array_equal(np.where(finite, 0, a), np.where(finite, 0, b), equal_nan=True):
+        return float("inf")
+    scale = np.abs(b[finite]).max(initial=0) * float(jnp.finfo(_real(expected).dtype).eps)
+    apart = np.abs(a[finite] - b[finite]).max(initial=0)
+    return float(apart / scale) if scale else float(apart and np.inf)

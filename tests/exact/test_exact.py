@@ -12,21 +12,12 @@ from typing import Any
 import pytest
 
 import jaxopt_port
-from tests.exact.compare import CLOSURES
+from tests.exact.compare import CLOSURES, LIMITS
 from tests.exact.conftest import report, selected_names
 
 pytest.importorskip("torch", reason="torch, the oracle, is not installed")
 NAMES = [name for name in jaxopt_port.optimizers if name not in CLOSURES]
 
-# Where bits cannot all be equal: Adafactor's norms are sums in another order, and so are Muon's bfloat16 products. The
-# limits, by steps: torch's distance from itself, its CPU kernels with FMA and without (10,000 elements, defaults), in
-# eps of the largest parameter.
-LIMITS: dict[tuple[str, str], dict[int, float]] = {
-    ("adafactor", "float32"): {100: 0.98, 1000: 2.40},
-    ("adafactor", "float64"): {100: 0.98, 1000: 2.89},
-    ("muon", "float32"): {100: 36.1, 1000: 124.0},
-    ("muon", "float64"): {100: 1.9e10, 1000: 5.0e10},
-}
 Record = dict[str, Any]
 
 
