@@ -16,7 +16,6 @@ from jaxopt_port.torch_interop.parameter_order import Parameter
 State = Mapping[str, Any]
 
 WITHOUT_STEP = ("muon", "sgd")
-FROM_THE_START = ("adagrad", "muon")  # the state of a parameter that has not stepped is written too
 FACTORS = {"row_var": "col_var", "col_var": "row_var"}  # Adafactor's: what each is of the transposed matrix
 
 
@@ -105,6 +104,8 @@ def _array(x: np.ndarray, like: jax.Array) -> jax.Array:
 def _scalar(name: str, state: State, first: jax.Array) -> Any:
     if name == "has_buffer":
         return state.get("momentum_buffer") is not None
+    if name == "step" and state and state.get(name) is None:
+        return 1.0  # torch does not count the steps of this optimizer: it has taken some
     found = state.get(name)
     return np.asarray(first if found is None else found).astype(first.dtype).item()
 
@@ -161,7 +162,8 @@ def saver(
                 raise ValueError(f"{parameter.name!r} is one parameter in torch, but its parts differ in their {key!r}")
             scalars[key] = np.array(mine[0])
         step = scalars.pop("step")
-        if not (scalars.pop("has_buffer", step > 0) or name in FROM_THE_START):
+        # torch's Adagrad makes its state in the constructor
+        if not (scalars.pop("has_buffer", step > 0) or name == "adagrad"):
             return {}
         number = {"step": int(step) if name == "sparse_adam" else step} if name not in WITHOUT_STEP else {}
         kept = [key for key in slots[0]._fields if getattr(slots[0], key) is not None]

@@ -17,40 +17,22 @@ from jaxopt_port.torch_interop import load_optimizer, optimizer_state_dict
 from tests import oracle
 from tests.exact.cases import Case, gradients, parameters
 from tests.exact.harness import Ours, differing_bits
+from tests.torch_interop.convert import arrays, tensors
 
 HALF, STEPS = 5, 10
 LATE = 2  # a parameter that gets its first gradient at step 7
 
 
-def arrays(x: Any) -> Any:
-    """A state dict with arrays for tensors."""
-    if isinstance(x, dict):
-        return {key: arrays(value) for key, value in x.items()}
-    if isinstance(x, list | tuple):
-        return type(x)(map(arrays, x))
-    return oracle.to_numpy(x) if isinstance(x, torch.Tensor) else x
-
-
-def tensors(x: Any) -> Any:
-    """A state dict with tensors for arrays, as `torch.load` gives it."""
-    if isinstance(x, dict):
-        return {key: tensors(value) for key, value in x.items()}
-    if isinstance(x, list | tuple):
-        return type(x)(map(tensors, x))
-    return oracle.to_torch(x) if isinstance(x, np.ndarray) else x
-
-
-def cases(dtype: str) -> list[Case]:
-    """torch's plainest and richest configuration of each optimizer, as two groups and the richest alone."""
+def cases() -> list[Case]:
+    """torch's plainest and richest configuration of each optimizer as two groups, in float32; the richest in float64."""
     found = []
     for name in jaxopt_port.optimizers:
         if name in ("lbfgs", "nonlinear_cg"):
             continue
         known = oracle.configurations(name)
         plain, rich = known[0][1], max(reversed(known), key=lambda each: len(each[1]))[1]
-        x64 = dtype == "float64"
-        found.append(Case(name, "two groups", plain, dtype, STEPS, second=rich, x64=x64))
-        found.append(Case(name, "richest", rich, dtype, STEPS, x64=x64))
+        found.append(Case(name, "two groups", plain, "float32", STEPS, second=rich))
+        found.append(Case(name, "richest", rich, "float64", STEPS, x64=True))
     return found
 
 
@@ -110,6 +92,9 @@ def same_state_dict(ours: Any, theirs: Any, where: str = "") -> list[str]:
     if isinstance(theirs, dict):
         keys = [f"{where}: keys {sorted(map(str, set(ours) ^ set(theirs)))}"] if set(ours) ^ set(theirs) else []
         return keys + [w for k in theirs if k in ours for w in same_state_dict(ours[k], theirs[k], f"{where}/{k}")]
+    if isinstance(theirs, list) and isinstance(ours, list) and len(ours) == len(theirs):
+        pairs = enumerate(zip(ours, theirs, strict=True))
+        return [w for i, (one, other) in pairs for w in same_state_dict(one, other, f"{where}/{i}")]
     if isinstance(theirs, np.ndarray):
         same = isinstance(ours, np.ndarray) and not differing_bits(ours, theirs)[0]
         return [] if same else [where]
@@ -125,7 +110,7 @@ def to_jax(case: Case) -> tuple[int, float]:
     ours = Ours(case, run.params(theirs), run.groups, run.sparse)
     factory = jaxopt_port.optimizers[case.optimizer]
     ours.optimizer, ours.state = load_optimizer(factory, arrays(theirs.optimizer.state_dict()), ours.params)
-    ours._step = jax.jit(ours.optimizer.step)
+    ours._step = ours.optimizer.step
     return differences(run, run.advance(ours, HALF, STEPS), run.advance(theirs, HALF, STEPS))
 
 
@@ -136,7 +121,9 @@ def to_torch(case: Case) -> tuple[int, float, list[str]]:
     float64.
     """
     run = Run(case)
-    ours = run.advance(Ours(case, run.start, run.groups, run.sparse), 0, HALF)
+    ours = Ours(case, run.start, run.groups, run.sparse)
+    ours._step = ours.optimizer.step
+    run.advance(ours, 0, HALF)
     exported = optimizer_state_dict(ours.optimizer, ours.state, ours.params)
     half = run.advance(run.torch(run.start), 0, HALF)
     written = half.optimizer.state_dict()
@@ -161,30 +148,77 @@ def to_torch(case: Case) -> tuple[int, float, list[str]]:
     return bits, distance, differ
 
 
+class Quartic:
+    """L-BFGS on two numbers, whose inner products are the same in any order."""
+
+    start = (np.array([1.5], np.float32), np.array([-0.5], np.float32))
+
+    def __init__(self, line_search_fn: str | None):
+        self.kwargs = {"lr": 0.5, "max_iter": 3, "history_size": 4, "line_search_fn": line_search_fn}
+
+    @staticmethod
+    def loss(params: Any) -> Any:
+        a, b = params
+        return ((a * a - 2.0) * (a * a - 2.0) + (b * b - a) * (b * b - a)).sum()
+
+    def torch(self, params: Any, steps: int, state_dict: Any = None) -> tuple[Any, Any]:
+        params = [torch.nn.Parameter(oracle.to_torch(p)) for p in params]
+        optimizer = torch.optim.LBFGS(params, **self.kwargs)
+        if state_dict is not None:
+            optimizer.load_state_dict(state_dict)
+
+        def closure() -> Any:
+            optimizer.zero_grad()
+            loss = self.loss(params)
+            loss.backward()
+            return loss
+
+        for _ in range(steps):
+            optimizer.step(closure)
+        return [oracle.to_numpy(p) for p in params], optimizer.state_dict()
+
+    def ours(self, params: Any, steps: int, state_dict: Any = None) -> tuple[Any, Any]:
+        params = tuple(map(jnp.asarray, params))
+        optimizer = jaxopt_port.lbfgs(**self.kwargs)
+        state = optimizer.init(params)
+        if state_dict is not None:
+            optimizer, state = load_optimizer(jaxopt_port.lbfgs, state_dict, params)
+        for _ in range(steps):
+            _, params, state = optimizer.step_closure(self.loss, state, params)
+        return [np.asarray(p) for p in params], optimizer_state_dict(optimizer, state, params)
+
+
+def lbfgs(line_search_fn: str | None) -> tuple[int, int, list[str]]:
+    """Differing bits of a run that goes on here, of one that goes on in torch, and where our state dict differs."""
+    run = Quartic(line_search_fn)
+    half, whole = run.torch(run.start, 2), run.torch(run.start, 4)
+    ours = run.ours(run.start, 2)
+    here = run.ours(half[0], 2, arrays(half[1]))
+    there = run.torch(ours[0], 2, tensors(ours[1]))
+    bits = [sum(differing_bits(x, y)[0] for x, y in zip(side[0], whole[0], strict=True)) for side in (here, there)]
+    theirs = arrays(half[1])
+    del theirs["state"][0]["al"], ours[1]["param_groups"][0]["param_names"]
+    return bits[0], bits[1], same_state_dict(_numbers(ours[1]), _numbers(theirs))
+
+
+def _numbers(x: Any) -> Any:
+    """A state dict with Python numbers for 0-d arrays, of which torch has sometimes the one and sometimes the other."""
+    if isinstance(x, dict):
+        return {key: _numbers(value) for key, value in x.items()}
+    return x.item() if isinstance(x, np.ndarray) and not x.ndim else x
+
+
 def main() -> None:
     oracle.one_thread()
     oracle.ieee_sqrt()
-    for dtype in ("float32", "float64"):
-        for case in cases(dtype):
-            with jax.enable_x64(case.x64):
-                here, there = to_jax(case), to_torch(case)
-            print(
-                json.dumps(
-                    {
-                        "name": case.optimizer,
-                        "label": case.label,
-                        "dtype": dtype,
-                        "bits here": here[0],
-                        "distance here": here[1],
-                        "bits there": there[0],
-                        "distance there": there[1],
-                        "not torch's": there[2],
-                    }
-                ),
-                flush=True,
-            )
+    for case in cases():
+        with jax.enable_x64(case.x64):
+            here, there = to_jax(case), to_torch(case)
+        print(json.dumps([case.optimizer, case.dtype, *here, *there]), flush=True)
+    for search in (None, "strong_wolfe"):
+        here, there, differ = lbfgs(search)
+        print(json.dumps(["lbfgs", str(search), here, 0.0, there, 0.0, differ]), flush=True)
 
 
 if __name__ == "__main__":
-    jnp.zeros(())
     main()

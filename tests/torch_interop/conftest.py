@@ -1,0 +1,3 @@
+"""Modules that need torch, and have no doctests to collect."""
+
+collect_ignore = ["convert.py", "resume.py"]
