@@ -7,5 +7,7 @@ from jaxopt_port.torch_interop.pt_file import load as load
 from jaxopt_port.torch_interop.pt_file import save as save
 from jaxopt_port.torch_interop.rng import Generator as Generator
 from jaxopt_port.torch_interop.rng import data_loader_order as data_loader_order
+from jaxopt_port.torch_interop.scheduler_state import load_scheduler as load_scheduler
+from jaxopt_port.torch_interop.scheduler_state import scheduler_state_dict as scheduler_state_dict
 from jaxopt_port.torch_interop.state_dict import load_optimizer as load_optimizer
 from jaxopt_port.torch_interop.state_dict import optimizer_state_dict as optimizer_state_dict

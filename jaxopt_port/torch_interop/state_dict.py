@@ -172,6 +172,12 @@ def exported_groups(optimizer: Optimizer, params: Tree) -> list[int]:
     return [group for group, frozen in enumerate(algorithm.frozen) if not frozen and group in members]
 
 
+def group_options(optimizer: Optimizer) -> Mapping[str, Any]:
+    """The options of the default group."""
+    algorithm: Any = _lifted(optimizer)
+    return algorithm.options[0] if hasattr(algorithm, "rule") else algorithm.live
+
+
 def _name(algorithm: Any) -> str:
     """The optimizer's name; AdamW's is adam, the rule."""
     name = algorithm.rule.scalars.__module__.rpartition(".")[2] if hasattr(algorithm, "rule") else algorithm.name

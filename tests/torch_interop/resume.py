@@ -24,7 +24,7 @@ LATE = 2  # a parameter that gets its first gradient at step 7
 
 
 def cases() -> list[Case]:
-    """torch's plainest and richest configuration of each optimizer as two groups, in float32; the richest in float64."""
+    """torch's plainest and richest configuration of each optimizer as two groups in float32; the latter in float64."""
     found = []
     for name in jaxopt_port.optimizers:
         if name in ("lbfgs", "nonlinear_cg"):

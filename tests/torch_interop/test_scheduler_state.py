@@ -1,0 +1,129 @@
+"""Schedulers carried between torch and here in the middle of a run go on with every bit of the rates."""
+
+import copy
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxopt_port as optim
+from jaxopt_port.lr_scheduler import cosine_annealing_lr, exponential_lr, lambda_lr, step_lr
+from jaxopt_port.torch_interop import load_optimizer, load_scheduler, optimizer_state_dict, scheduler_state_dict
+from tests.lr_scheduler.cases import MAIN, MORE, Case, Ours, Torch, metrics
+
+torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
+from tests.torch_interop.convert import arrays, tensors  # noqa: E402
+
+HALF, STEPS = 53, 110
+PARAMS = {"a": jnp.ones(2), "b": jnp.ones(3)}
+CASES = [pytest.param(case, id=case.label) for case in MAIN + MORE if case.plateau is None]
+
+
+def advance_torch(run: Torch, first: int, last: int) -> list[list[float]]:
+    values = []
+    for metric in metrics(STEPS)[first:last]:
+        run.step(float(metric))
+        values.append(run.values())
+    return values
+
+
+def advance_ours(run: Ours, carry: Any, first: int, last: int) -> tuple[Any, list[list[float]]]:
+    values = []
+    for metric in metrics(STEPS)[first:last]:
+        carry = run.step(carry, metric)
+        values.append([float(x) for x in run.values(carry)])
+    return carry, values
+
+
+def factory(case: Case) -> Any:
+    return optim.adam if case.optimizer == "adam" else optim.sgd
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_from_torch(case: Case) -> None:
+    theirs, ours = Torch(case), Ours(case)
+    advance_torch(theirs, 0, HALF)
+    optimizer, scheduler = arrays(theirs.optimizer.state_dict()), theirs.scheduler.state_dict()
+    for group, name in zip(optimizer["param_groups"], PARAMS, strict=True):
+        group["param_names"] = [name]  # nothing has stepped, so that no shapes tell
+    _, state = load_optimizer(factory(case), optimizer, PARAMS)
+    sched = load_scheduler(ours.scheduler, scheduler, state, optimizer)
+    _, actual = advance_ours(ours, (sched, {}, state), HALF, STEPS)
+    assert actual == advance_torch(theirs, HALF, STEPS)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_to_torch(case: Case) -> None:
+    theirs, ours = Torch(case), Ours(case)
+    carry, _ = advance_ours(ours, ours.init(), 0, HALF)
+    advance_torch(theirs, 0, HALF)
+    adam = theirs.optimizer.param_groups[0]
+    options = {"momentum": adam["momentum"]} if "momentum" in adam else {}
+    optimizer = factory(case)(**options, param_groups=[optim.ParamGroup("b")])
+    exported = optimizer_state_dict(optimizer, carry[-1], PARAMS, sched=carry[0])
+    for group, expected in zip(exported["param_groups"], theirs.optimizer.param_groups, strict=True):
+        assert {k: v for k, v in group.items() if k not in ("params", "param_names")} == {
+            k: v for k, v in expected.items() if k != "params"
+        }
+    scheduler = scheduler_state_dict(ours.scheduler, carry[0], optimizer, PARAMS)
+    assert scheduler == theirs.scheduler.state_dict()
+
+    resumed = Torch(case)
+    resumed.optimizer.load_state_dict(tensors(exported))
+    resumed.scheduler.load_state_dict(copy.deepcopy(scheduler))
+    assert advance_torch(resumed, HALF, STEPS) == advance_torch(theirs, HALF, STEPS)
+
+
+class Power:
+    """A callable object, of which torch writes the attributes."""
+
+    def __init__(self, base: float):
+        self.base = base
+
+    def __call__(self, epoch: int) -> float:
+        return self.base**epoch
+
+
+def test_callable_objects_are_written_as_torch_does() -> None:
+    sgd = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.5)
+    theirs = torch.optim.lr_scheduler.LambdaLR(sgd, Power(0.5)).state_dict()
+    optimizer, scheduler = optim.sgd(lr=0.5), lambda_lr([Power(0.5)])
+    sched, _ = scheduler.init(optimizer.init({"a": jnp.ones(2)}))
+    assert scheduler_state_dict(scheduler, sched, optimizer, {"a": jnp.ones(2)}) == theirs
+
+
+def test_parameters_that_torch_has_not_do_not_get_in_the_way() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    sgd = torch.optim.SGD([("a", weight)], lr=0.5)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(sgd, 0.9)
+    sgd.step()
+    scheduler.step()
+    theirs = arrays(sgd.state_dict())
+    optimizer, state = load_optimizer(optim.sgd, theirs, PARAMS)
+    ours = exponential_lr(0.9)
+    sched = load_scheduler(ours, scheduler.state_dict(), state, theirs)
+    sched, state = ours.step(sched, state)
+    scheduler.step()
+    assert ours.get_last_lr(sched)[0] == scheduler.get_last_lr()[0]
+    assert scheduler_state_dict(ours, sched, optimizer, PARAMS) == scheduler.state_dict()
+    assert len(optimizer_state_dict(optimizer, state, PARAMS)["param_groups"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gamma": 0.5}, r"StepLR with gamma=0.5, this one has 0.1"),
+        ({"T_max": 3}, r"not of a StepLR: it has T_max"),
+        ({"base_lrs": [0.1, 0.2]}, r"base_lrs of the state dict has 2 values, the optimizer 1 parameter groups"),
+    ],
+)
+def test_another_scheduler_is_refused(change: dict[str, Any], message: str) -> None:
+    state = optim.sgd(lr=0.1).init({})
+    state_dict = {"step_size": 3, "gamma": 0.1, "base_lrs": [0.1], "last_epoch": 0, "_step_count": 1, "_last_lr": [0.1]}
+    groups = {"param_groups": [{"lr": 0.1, "initial_lr": 0.1}]}
+    with pytest.raises(ValueError, match=message):
+        load_scheduler(step_lr(3), {**state_dict, **change}, state, groups)
+    with pytest.raises(ValueError, match="it has step_size, gamma"):
+        load_scheduler(cosine_annealing_lr(3), state_dict, state, groups)
+    assert np.isclose(load_scheduler(step_lr(3), {**state_dict, "verbose": False}, state, groups)["base_lrs"][0], 0.1)
