@@ -26,7 +26,7 @@ import optax
 
 from jaxopt_port import param_groups as groups_
 from jaxopt_port.param_groups import ParamGroup
-from jaxopt_port.rule import Rule, as_complex, as_real, rounding, step_leaf
+from jaxopt_port.rule import Rule, as_complex, as_real, is_sparse, rounding, step_leaf
 from jaxopt_port.scalars import float64, is_known, is_on, to_float64
 
 Tree = Any
@@ -184,7 +184,7 @@ class _Lifted(Algorithm):
     def __init__(self, rule: Rule, options: Mapping[str, Any], param_groups: Sequence[ParamGroup], added: int = 0):
         self.rule = rule
         self.added = added
-        self.groups = groups_.check_groups(param_groups)
+        self.groups = groups_.check_groups(param_groups, added)
         self.frozen = [False, *(group.frozen for group in self.groups)]
         self.options = [_plain(each) for each in (options, *(_merge(options, group) for group in self.groups))]
         for each in self.options:
@@ -203,6 +203,9 @@ class _Lifted(Algorithm):
         return groups_.assign(self.groups, params, self.added)
 
     def init(self, params: Tree) -> OptState:
+        for leaf in filter(is_sparse, jax.tree.leaves(params, is_leaf=is_sparse)):
+            self.rule.check_param(leaf)  # torch's words, where it has some
+            raise ValueError("a parameter is a BCOO: parameters must be dense, use todense()")
         members = self.members(params)
         leaves = jax.tree.leaves(params)
         boxes, treedef = jax.tree.flatten(params, is_leaf=groups_.is_box)

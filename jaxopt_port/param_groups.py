@@ -22,6 +22,9 @@ class ParamGroup:
       frozen: leave these parameters as they are, and keep no state for them.
       **options: any option of the optimizer, in place of the optimizer's own.
 
+    Raises:
+      ValueError: a pattern that is not a regular expression; a path listed twice.
+
     Example:
       >>> ParamGroup(r".*/bias", weight_decay=0.0)
       ParamGroup('.*/bias', weight_decay=0.0)
@@ -37,6 +40,9 @@ class ParamGroup:
                 raise ValueError(f"ParamGroup pattern {which!r} is not a regular expression: {error}") from None
         elif not callable(which):
             which = tuple(which)
+            twice = sorted({path for path in which if which.count(path) > 1})
+            if twice:
+                raise ValueError(f"a parameter group with duplicate parameters: {', '.join(twice)}")
         self.which = which
         self.frozen = frozen
         self.options: Mapping[str, Any] = options
@@ -91,18 +97,24 @@ def _key(entry: Any) -> str:
     return str(entry)
 
 
-def check_groups(param_groups: Any) -> tuple[ParamGroup, ...]:
-    """The groups as a tuple.
+def check_groups(param_groups: Any, added: int = 0) -> tuple[ParamGroup, ...]:
+    """The groups as a tuple. The last `added` of them may list paths that others list.
 
     Raises:
       TypeError: it is not a sequence of `ParamGroup`s.
+      ValueError: a path is listed twice.
     """
-    if isinstance(param_groups, Sequence) and all(isinstance(group, ParamGroup) for group in param_groups):
-        return tuple(param_groups)
-    raise TypeError(
-        f"param_groups must be a list of ParamGroups, not {param_groups!r}: write [ParamGroup(which, lr=...)], where "
-        "`which` tells the parameters by their paths"
-    )
+    if not isinstance(param_groups, Sequence) or not all(isinstance(group, ParamGroup) for group in param_groups):
+        raise TypeError(
+            f"param_groups must be a list of ParamGroups, not {param_groups!r}: write [ParamGroup(which, lr=...)], "
+            "where `which` tells the parameters by their paths"
+        )
+    given = param_groups[: len(param_groups) - added]
+    listed = [path for group in given if isinstance(group.which, tuple) for path in group.which]
+    twice = sorted({path for path in listed if listed.count(path) > 1})
+    if twice:
+        raise ValueError(f"some parameters appear in more than one parameter group: {', '.join(twice)}")
+    return tuple(param_groups)
 
 
 def assign(groups: Sequence[ParamGroup], params: Any, added: int = 0) -> list[int]:

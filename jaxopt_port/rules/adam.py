@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxopt_port.optimizer import Optimizer, lift
 from jaxopt_port.param_groups import ParamGroup
@@ -55,6 +56,8 @@ def check(o: Mapping[str, Any]) -> None:
     check_lr(o["lr"])
     check_at_least_0("epsilon value", o["eps"])
     check_betas(o["betas"])
+    if len({isinstance(beta, np.ndarray | jax.Array) for beta in o["betas"]}) > 1:
+        raise ValueError("betas must be either both floats or both Tensors")
     check_at_least_0("weight_decay value", o["weight_decay"])
 
 

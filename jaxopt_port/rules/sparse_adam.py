@@ -62,7 +62,9 @@ def check(o: Mapping[str, Any]) -> None:
     check_betas(o["betas"])
 
 
-def check_param(p: jax.Array) -> None:
+def check_param(p: Any) -> None:
+    if is_sparse(p):
+        raise ValueError("SparseAdam requires dense parameter tensors")
     if jnp.iscomplexobj(p):
         raise ValueError("SparseAdam does not support complex parameters")
 

@@ -1,0 +1,68 @@
+"""add_param_group against torch's: layers that are unfrozen in a run."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxopt_port as optim
+from tests.helpers import assert_same_bits
+
+SHAPES = {"backbone": (4, 3), "head": (3,)}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "adagrad": {"lr": 0.1, "initial_accumulator_value": 0.5},
+    "adam": {"lr": 0.1, "amsgrad": True},
+    "asgd": {"lr": 0.1, "t0": 1.0},
+    "nadam": {"lr": 0.1},
+    "rprop": {"lr": 0.1},
+    "sgd": {"lr": 0.1, "momentum": 0.9, "dampening": 0.5},
+}
+
+
+def draw(seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_unfrozen_in_a_run_as_in_torch(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    from tests.oracle import torch_class
+
+    start, options = draw(0), OPTIONS[name]
+    theirs = {key: torch.nn.Parameter(torch.from_numpy(p.copy())) for key, p in start.items()}
+    reference = torch_class(name)([theirs["head"]], **options)
+    optimizer = optim.optimizers[name](**options, param_groups=[optim.ParamGroup("backbone", frozen=True)])
+    ours: Any = jax.tree.map(jnp.asarray, start)
+    state = optimizer.init(ours)
+    for step in range(6):
+        if step == 3:
+            reference.add_param_group({"params": [theirs["backbone"]], "lr": 0.01})
+            optimizer, state = optim.add_param_group(optimizer, state, ours, optim.ParamGroup("backbone", lr=0.01))
+        grads = draw(10 + step)
+        for key, p in theirs.items():
+            p.grad = torch.from_numpy(grads[key].copy())
+        reference.step()
+        before = ours
+        ours, state = jax.jit(optimizer.step)(jax.tree.map(jnp.asarray, grads), state, ours)
+        if step < 3:
+            assert_same_bits(ours["backbone"], before["backbone"])
+        for key, p in theirs.items():
+            np.testing.assert_allclose(ours[key], p.detach().numpy(), 2e-6, 1e-7, err_msg=f"{key}, step {step}")
+    assert [group["lr"] for group in optim.get_hyper(state)] == [0.1, 0.1, 0.01]
+
+
+def test_what_a_new_group_may_not_hold() -> None:
+    params = jax.tree.map(jnp.asarray, draw(0))
+    optimizer = optim.adam(param_groups=[optim.ParamGroup("backbone", frozen=True)])
+    state = optimizer.init(params)
+    with pytest.raises(ValueError, match="some parameters appear in more than one parameter group: head"):
+        optim.add_param_group(optimizer, state, params, optim.ParamGroup(".*", lr=0.1))
+    with pytest.raises(ValueError, match="matches no parameter"):
+        optim.add_param_group(optimizer, state, params, optim.ParamGroup("backbon", lr=0.1))
+    with pytest.raises(ValueError, match="unknown options: momentum"):
+        optim.add_param_group(optimizer, state, params, optim.ParamGroup("backbone", momentum=0.1))
+    with pytest.raises(ValueError, match="Invalid learning rate: -1"):
+        optim.add_param_group(optimizer, state, params, optim.ParamGroup("backbone", lr=-1.0))
