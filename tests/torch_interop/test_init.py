@@ -19,6 +19,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Initializing zero-element tensors"),
 ]
 
+UNKNOWN: Any = "fan"
 SEEDS = (0, 1, 7)
 DTYPES = ("float32", "float64")
 Ours = Callable[[Generator, type], dict[str, np.ndarray]]
@@ -162,7 +163,7 @@ def test_the_tutorial_network_and_its_order_in_a_process_without_torch(tmp_path:
     ("call", "message"),
     [
         (lambda g: init.xavier_uniform(g, (3,)), "Fan in and fan out can not be computed for tensor with fewer than 2"),
-        (lambda g: init.kaiming_uniform(g, (3, 3), mode="fan"), "Mode fan not supported, please use one of"),
+        (lambda g: init.kaiming_uniform(g, (3, 3), mode=UNKNOWN), "Mode fan not supported, please use one of"),
         (lambda g: init.kaiming_normal(g, (3, 3), nonlinearity="gelu"), "Unsupported nonlinearity gelu"),
         (lambda g: init.calculate_gain("leaky_relu", True), "negative_slope True not a valid number"),
         (lambda g: init.conv(g, 3, 4, (3,), groups=2), "in_channels must be divisible by groups, got 3 and 2"),
