@@ -24,12 +24,15 @@ class Limits(NamedTuple):
       max_eval: evaluations, the first included; it is looked at between iterations.
       max_search: evaluations of one line search beside its first.
       tolerance_grad: the largest element of a gradient that counts as zero.
+      as_torch: whether to do as torch does where a loss is not finite, or a change of it is no more than its rounding:
+        go on. A run as a whole goes around the first, sees through the second, and ends where it can do neither.
     """
 
     max_iter: jax.Array
     max_eval: jax.Array
     max_search: jax.Array
     tolerance_grad: jax.Array
+    as_torch: bool
 
 
 class Progress(NamedTuple):
@@ -155,7 +158,7 @@ class ClosureAlgorithm(Algorithm):
         h = self.live_values(state, grad.dtype)
         max_eval = jnp.int32(self.static["max_eval"])
         tolerance = self.tolerance_grad(h, state.slots, grad, state.steps[0]["n_iter"])
-        limits = Limits(jnp.int32(self.static["max_iter"]), max_eval, max_eval, tolerance)
+        limits = Limits(jnp.int32(self.static["max_iter"]), max_eval, max_eval, tolerance, as_torch=True)
         end = self.go(evaluate, loss, grad, state, leaves, limits)
         return end.x, self.ended(state, end)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxopt_port.closure.base import ClosureAlgorithm, Limits, Progress
 from jaxopt_port.closure.flat import Evaluate, dot, largest, move
-from jaxopt_port.closure.line_search import strong_wolfe
+from jaxopt_port.closure.line_search import backing_off, rounding, strong_wolfe
 from jaxopt_port.closure.stop import Stop, first_of, or_non_finite
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
@@ -66,7 +66,7 @@ class LBFGS(ClosureAlgorithm):
 
         def iteration(now: Progress) -> Progress:
             iters, loss, grad = now.iters + 1, now.loss, now.grad
-            slots = _remember(now.slots, grad)
+            slots = _remember(now.slots, grad, limits.as_torch)
             d = _direction(slots, grad)
             # torch's min(1.0, 1.0 / sum) * lr
             norm = jnp.sum(jnp.abs(grad))
@@ -88,21 +88,26 @@ class LBFGS(ClosureAlgorithm):
 
             return jax.lax.cond(too_flat, stay, go, now)
 
-        optimal = largest(at.grad) <= limits.tolerance_grad
-        stop = first_of((optimal, Stop.GRADIENT), (limits.max_iter < 1, Stop.MAX_ITER))
+        stop = first_of(
+            (_left(at, limits), Stop.NON_FINITE),
+            (largest(at.grad) <= limits.tolerance_grad, Stop.GRADIENT),
+            (limits.max_iter < 1, Stop.MAX_ITER),
+        )
         at = at._replace(slots=at.slots._replace(stop=stop))
         end = jax.lax.while_loop(lambda now: now.slots.stop == Stop.NOT_YET, iteration, at)
         return end._replace(slots=end.slots._replace(stop=or_non_finite(end.slots.stop, end.loss, end.grad)))
 
 
-def _remember(s: LBFGSState, grad: jax.Array) -> LBFGSState:
+def _remember(s: LBFGSState, grad: jax.Array, as_torch: bool) -> LBFGSState:
     """Store the last step, in place of the oldest one where the memory is full.
+
+    torch leaves out one whose inner product is below 1e-10: at a small loss, every one.
 
     Before the first step d and t are zero, so that nothing is stored.
     """
     y, step = grad - s.prev_flat_grad, s.d * s.t
     ys = dot(y, step)
-    good = ys > 1e-10
+    good = ys > (1e-10 if as_torch else jnp.finfo(y.dtype).eps * jnp.sqrt(dot(y, y) * dot(step, step)))
     size = s.ro.shape[0]
     row = (s.oldest + s.stored) % size
 
@@ -149,9 +154,15 @@ def _search(
 ) -> tuple[Progress, jax.Array]:
     """A strong-Wolfe step, and whether it is one."""
     s: LBFGSState = now.slots
+
+    def along(t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        found = evaluate(move(now.x, t, s.d))
+        return found if limits.as_torch else backing_off(*found)
+
     found = strong_wolfe(
-        lambda t: evaluate(move(now.x, t, s.d)), s.t, s.d, now.loss, now.grad, gtd, h.tolerance_change,
+        along, s.t, s.d, now.loss, now.grad, gtd, h.tolerance_change,
         max_ls=jnp.minimum(limits.max_eval - now.evals, limits.max_search),
+        slack=None if limits.as_torch else rounding(now.loss),
     )  # fmt: skip
     moved = now._replace(
         x=move(now.x, found.t, s.d),
@@ -176,12 +187,19 @@ def _why(now: Progress, satisfied: jax.Array, h: SimpleNamespace, limits: Limits
     s: LBFGSState = now.slots
     still = largest(s.d * s.t) <= h.tolerance_change
     return first_of(
+        (_left(now, limits), Stop.NON_FINITE),
         (now.iters == limits.max_iter, Stop.MAX_ITER),
         (now.evals >= limits.max_eval, Stop.MAX_EVAL),
         (largest(now.grad) <= limits.tolerance_grad, Stop.GRADIENT),
         (still & ~satisfied, Stop.LINE_SEARCH),
         (still | (jnp.abs(now.loss - s.prev_loss) < h.tolerance_change), Stop.CHANGE),
     )
+
+
+def _left(now: Progress, limits: Limits) -> jax.Array:
+    """Whether a run is where loss or gradient is not finite; a step of torch's goes on."""
+    finite = jnp.isfinite(now.loss) & jnp.isfinite(largest(now.grad))
+    return jnp.zeros((), bool) if limits.as_torch else ~finite
 
 
 def lbfgs(

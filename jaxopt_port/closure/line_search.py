@@ -47,6 +47,23 @@ class _Search(NamedTuple):
     finished: jax.Array
 
 
+ROUNDING = 64  # a loss is known to so many eps of its size
+
+
+def rounding(loss: jax.Array) -> jax.Array:
+    """By how much a loss may be off."""
+    return ROUNDING * jnp.finfo(loss.dtype).eps * jnp.abs(loss)
+
+
+def backing_off(loss: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """An evaluation as the search is to see it, so that it halves a step to where the loss is not a number.
+
+    Its slope must not be a number either: the minimum of a cubic would be none between it and an infinite loss.
+    """
+    beyond = jnp.isnan(loss) | (loss == jnp.inf)
+    return jnp.where(beyond, jnp.inf, loss), jnp.where(beyond, jnp.nan, grad)
+
+
 def strong_wolfe(
     evaluate: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
     t: jax.Array,
@@ -111,9 +128,11 @@ def strong_wolfe(
         bracketed=no, insufficient=no, satisfied=no, from_start=no, finished=no,
     )  # fmt: skip
     end = jax.lax.while_loop(lambda s: ~s.finished, body, start)
-    return Found(
-        _at(end.pos, end.low), _at(end.f, end.low), jnp.where(end.from_start, grad, end.grad), end.evals, end.satisfied
-    )
+    t, f = _at(end.pos, end.low), _at(end.f, end.low)
+    # A rise within the slack is for a point that satisfies the conditions: no other is better than the starting point.
+    stays = jnp.zeros((), bool) if slack is None else ~end.satisfied & ~(f < loss)
+    t, f = jnp.where(stays, 0, t), jnp.where(stays, loss, f)
+    return Found(t, f, jnp.where(end.from_start | stays, grad, end.grad), end.evals, end.satisfied)
 
 
 def _bracket(

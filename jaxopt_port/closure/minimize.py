@@ -51,8 +51,10 @@ def minimize(
 
     L-BFGS and nonlinear conjugate gradients run on without coming back: `max_steps` counts iterations, and `max_iter`,
     `max_eval` and `tolerance_grad` of the optimizer mean nothing here. Its `tolerance_change` does: set it to 0 to go
-    on for as long as the gradient is not small enough. Any other optimizer takes a
-    step an evaluation; those that an optax line search makes by itself are not counted.
+    on for as long as the gradient is not small enough. In three things a run with L-BFGS is not torch's: it shortens a
+    step to where the loss is not finite, and ends where it cannot; it takes a change of the loss within its rounding as
+    none; and it goes on learning at small losses. Any other optimizer takes a step an evaluation; those that an optax
+    line search makes by itself are not counted.
 
     Args:
       optimizer: any of this package, or of optax.
@@ -96,7 +98,7 @@ def _minimize(
     evaluate = evaluation(fun, treedef, args, has_aux=False)
     loss, grad = evaluate(leaves)
     state = algorithm.init(params)
-    limits = Limits(max_steps, jnp.int32(UNLIMITED), jnp.int32(MAX_SEARCH), jnp.asarray(tolerance, grad.dtype))
+    limits = Limits(max_steps, jnp.int32(UNLIMITED), jnp.int32(MAX_SEARCH), jnp.asarray(tolerance, grad.dtype), False)
     end = algorithm.go(evaluate, loss, grad, state, leaves, limits)
     new, state = treedef.unflatten(end.x), algorithm.ended(state, end)
     return Minimized(new, end.loss, end.slots.stop, end.iters, end.evals, largest(end.grad), state)

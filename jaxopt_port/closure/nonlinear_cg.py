@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxopt_port.closure.base import UNLIMITED, ClosureAlgorithm, Limits, Progress
 from jaxopt_port.closure.flat import Evaluate, dot, largest, move
-from jaxopt_port.closure.line_search import Found, strong_wolfe
+from jaxopt_port.closure.line_search import Found, backing_off, rounding, strong_wolfe
 from jaxopt_port.closure.stop import Stop, first_of, or_non_finite
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
@@ -20,7 +20,6 @@ MAX_SEARCH = 25  # torch's limit for a line search that is given none
 CURVATURE = 0.1  # a tighter search than L-BFGS needs: conjugacy rests on it
 ORTHOGONAL = 0.2  # Powell's measure of two successive gradients that are not
 DESCENT = 0.01  # of |g|^2, the least descent of a direction that is not a restart
-ROUNDING = 64  # a loss is known to so many eps of its size
 
 
 class NonlinearCGState(NamedTuple):
@@ -115,8 +114,7 @@ class NonlinearCG(ClosureAlgorithm):
         self, evaluate: Evaluate, now: Progress, t: jax.Array, d: jax.Array, gtd: jax.Array, limits: Limits
     ) -> Found:
         def along(t: jax.Array) -> tuple[jax.Array, jax.Array]:
-            loss, grad = evaluate(move(now.x, t, d))
-            return jnp.where(jnp.isnan(loss), jnp.inf, loss), grad  # the search backs off from what is not a number
+            return backing_off(*evaluate(move(now.x, t, d)))
 
         if self.static["line_search"] is None:
             return Found(t, *along(t), evals=jnp.int32(1), satisfied=jnp.ones((), bool))
@@ -124,7 +122,7 @@ class NonlinearCG(ClosureAlgorithm):
             along, t, d, now.loss, now.grad, gtd, jnp.zeros_like(t),
             max_ls=jnp.minimum(limits.max_eval - now.evals, jnp.minimum(limits.max_search, MAX_SEARCH)),
             c2=CURVATURE,
-            slack=ROUNDING * jnp.finfo(d.dtype).eps * jnp.abs(now.loss),
+            slack=rounding(now.loss),
         )  # fmt: skip
 
 
