@@ -1,20 +1,14 @@
 """What a run is: one frozen dataclass. A recipe is a function that returns one."""
 
 import argparse
-import ast
 import dataclasses
-import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from train.errors import UsageError
-
-if TYPE_CHECKING:
-    from jaxopt_port import Optimizer
-
 
 PROGRAM = "python -m train"
 
@@ -45,6 +39,18 @@ class Config:
     """The learning rate, by default the recipe's, or torch's for the optimizer."""
     option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="KEY=VALUE")] = ()
     """Any other option of the optimizer: --option momentum=0.9 --option betas=0.9,0.99"""
+    scheduler: str | None = None
+    """A torch.optim.lr_scheduler, in snake case, such as one_cycle_lr."""
+    scheduler_option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="KEY=VALUE")] = ()
+    """Its options: --scheduler-option max_lr=0.1 --scheduler-option total_steps=7200"""
+    scheduler_interval: Literal["step", "epoch"] = "epoch"
+    """How often it moves: after every step of the optimizer, or after every epoch."""
+    clip_grad_norm: float | None = None
+    """Scale the gradients of a step down to this norm."""
+    accumulate: int = 1
+    """Add up the gradients of so many batches for a step of the optimizer, as backward() does."""
+    ema: float | None = None
+    """Evaluate an exponential moving average of the weights, with this decay, on the test split too."""
     seed: int = 0
     """Seeds the weights and the order of examples."""
     run_dir: Path | None = None
@@ -55,6 +61,11 @@ class Config:
     # What a recipe decides and no flag changes.
     shuffle: Annotated[bool, tyro.conf.Suppress] = False
     evaluate: Annotated[bool, tyro.conf.Suppress] = False
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the run evaluates on the test split after every epoch."""
+        return self.evaluate or self.ema is not None
 
 
 def tutorial() -> Config:
@@ -98,75 +109,21 @@ def parse(argv: Sequence[str]) -> Config:
 
 def check(config: Config) -> None:
     """Raise a UsageError for what cannot be run, before any work is done."""
-    for name in ("limit", "batch_size", "epochs", "steps"):
+    for name in ("limit", "batch_size", "epochs", "steps", "accumulate"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least 1")
     if not 0 <= config.seed < 2**32:
         raise UsageError(f"--seed {config.seed}: must be at least 0 and below 2**32")
+    if config.clip_grad_norm is not None and not config.clip_grad_norm > 0:
+        raise UsageError(f"--clip-grad-norm {config.clip_grad_norm}: must be above 0")
+    if config.ema is not None and not 0 <= config.ema <= 1:
+        raise UsageError(f"--ema {config.ema}: must be in [0, 1]")
     if config.dataset == "cifar10" and config.data_dir is None:
         raise UsageError("--dataset cifar10: say where it is with --data-dir DIR, a directory that TFDS prepared")
     run_dir = config.run_dir
     if run_dir is not None and run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
         raise UsageError(f"--run-dir {run_dir}: exists and is not an empty directory; give another")
-    make_optimizer(config)
+    from train.training import make_training  # imports JAX, which --help does not need
 
-
-def make_optimizer(config: Config) -> "Optimizer":
-    """The optimizer that `--optimizer`, `--lr` and `--option` name."""
-    from jaxopt_port import optimizers  # imports JAX, which --help does not need
-
-    if config.optimizer not in optimizers:
-        raise UsageError(f"--optimizer {config.optimizer}: unknown; the optimizers are {', '.join(optimizers)}")
-    factory = optimizers[config.optimizer]
-    options = optimizer_options(config, factory)
-    try:
-        return factory(**options)
-    except (TypeError, ValueError) as error:
-        given = " ".join(f"{key}={value}" for key, value in options.items())
-        raise UsageError(f"--optimizer {config.optimizer} with {given}: {error}") from error
-
-
-def optimizer_options(config: Config, factory: Callable[..., Any]) -> dict[str, Any]:
-    """The keyword arguments that `--lr` and `--option` give the factory."""
-    known = {
-        name: parameter.default
-        for name, parameter in inspect.signature(factory).parameters.items()
-        if name not in ("lr", "param_groups")
-    }
-    options: dict[str, Any] = {} if config.lr is None else {"lr": config.lr}
-    for text in config.option:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise UsageError(f"--option {text}: write KEY=VALUE, such as {next(iter(known))}=VALUE")
-        if key == "lr":
-            raise UsageError(f"--option {text}: write --lr {value}")
-        if key not in known:
-            raise UsageError(f"--option {text}: {config.optimizer} has no such option; it has {', '.join(known)}")
-        options[key] = _literal(value)
-        if not _alike(options[key], known[key]):
-            raise UsageError(f"--option {text}: the value must be a Python literal, such as {key}={known[key]}")
-    return options
-
-
-def _literal(text: str) -> Any:
-    """The value of a Python literal, and of anything else the text itself."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-def _alike(value: Any, default: Any) -> bool:
-    """Whether an option with this default could have the value: a number for a number, two for two."""
-    if isinstance(default, tuple):
-        return (
-            isinstance(value, tuple)
-            and len(value) == len(default)
-            and all(_alike(one, other) for one, other in zip(value, default, strict=True))
-        )
-    if isinstance(default, bool):
-        return isinstance(value, bool)
-    if isinstance(default, int | float):
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return True
+    make_training(config)

@@ -3,24 +3,25 @@
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxopt_port import Optimizer, get_hyper
 from train.config import Config
 from train.data import Examples
 from train.model import Params
-from train.step import Metrics, Step, evaluate, make_step
+from train.step import Metrics, Rates, State, Step, evaluate, init, make_step
+from train.training import Training
 
 SCAN_STEPS = 100
 EVALUATION_BATCH = 500
 
+T = TypeVar("T")
 Order = Int[np.ndarray, " n"]
 Chunk = Int[np.ndarray, "steps batch"]  # the examples of consecutive steps
-Advance = Callable[[Params, Any, Chunk], tuple[Params, Any, Metrics]]
+Advance = Callable[[State, Chunk], tuple[State, Metrics, Rates]]
 
 
 class Epoch(NamedTuple):
@@ -32,8 +33,9 @@ class Epoch(NamedTuple):
     correct: Int[np.ndarray, " steps"]
     examples: Int[np.ndarray, " steps"]
     seconds: float  # without the evaluation; the first epoch's has the compilation in it
-    lr: tuple[float, ...]  # of each parameter group
-    test: tuple[float, float] | None  # loss and accuracy on the test split
+    lr: Float[np.ndarray, "steps groups"]  # of each parameter group in each step
+    test: tuple[float, float] | None = None  # loss and accuracy on the test split
+    ema_test: tuple[float, float] | None = None  # those of the average of weights
 
     @property
     def running_loss(self) -> float:
@@ -56,7 +58,7 @@ class Epoch(NamedTuple):
 
 def fit(
     config: Config,
-    optimizer: Optimizer,
+    training: Training,
     params: Params,
     examples: Examples,
     test: Examples | None = None,
@@ -67,7 +69,7 @@ def fit(
 
     Args:
       config: says how long, how large the batches and in which order.
-      optimizer: steps the parameters.
+      training: changes the parameters.
       params: the initial parameters; they are donated.
       examples: what to train on.
       test: what to evaluate on after each epoch.
@@ -76,8 +78,8 @@ def fit(
         convolutions inside a loop on one thread, up to 60 times slower.
     """
     scan = jax.default_backend() != "cpu" if scan is None else scan
-    advance = (_advance_by_scan if scan else _advance_by_one)(make_step(optimizer), examples)
-    opt_state = optimizer.init(params)
+    advance = (_advance_by_scan if scan else _advance_by_one)(make_step(training), examples)
+    state = init(training, params)
     step = 0
     for number in range(1, config.epochs + 1):
         order = epoch_order(config, number, len(examples.labels))
@@ -85,7 +87,7 @@ def fit(
             order = order[: (config.steps - step) * config.batch_size]
         start = time.perf_counter()
         chunks = _chunks(order, config.batch_size, SCAN_STEPS if scan else 1)
-        params, opt_state, losses, correct = _run_epoch(advance, params, opt_state, chunks, on_steps)
+        state, losses, correct, rates = _run_epoch(advance, state, chunks, on_steps)
         seconds = time.perf_counter() - start
         step += len(losses)
         epoch = Epoch(
@@ -95,12 +97,25 @@ def fit(
             correct,
             examples=np.minimum(config.batch_size, len(order) - config.batch_size * np.arange(len(losses))),
             seconds=seconds,
-            lr=tuple(group["lr"] for group in get_hyper(opt_state)),
-            test=None if test is None else evaluate_all(params, test),
+            lr=rates,
+            test=None if test is None else evaluate_all(state.params, test),
+            ema_test=None if test is None or state.averaged is None else evaluate_all(state.averaged.params, test),
         )
         yield epoch
         if not epoch.finite or step == config.steps:
             return
+        state = _end_epoch(training, state, epoch)
+
+
+def _end_epoch(training: Training, state: State, epoch: Epoch) -> State:
+    """The scheduler's step after an epoch. A plateau is one of the loss on the test split, or where there is none of
+    the mean loss of the epoch."""
+    if training.scheduler is None or training.every_step:
+        return state
+    loss = epoch.running_loss / len(epoch.losses) if epoch.test is None else epoch.test[0]
+    metric = loss if training.needs_metric else None
+    sched, opt_state = training.scheduler.step(state.sched, state.opt_state, metric)
+    return state._replace(sched=sched, opt_state=opt_state)
 
 
 def epoch_order(config: Config, number: int, examples: int) -> Order:
@@ -111,31 +126,32 @@ def epoch_order(config: Config, number: int, examples: int) -> Order:
 
 
 def _run_epoch(
-    advance: Advance, params: Params, opt_state: Any, chunks: Iterator[Chunk], on_steps: Callable[[int], None]
-) -> tuple[Params, Any, np.ndarray, np.ndarray]:
-    def dispatch() -> Iterator[Metrics]:
-        nonlocal params, opt_state
+    advance: Advance, state: State, chunks: Iterator[Chunk], on_steps: Callable[[int], None]
+) -> tuple[State, np.ndarray, np.ndarray, np.ndarray]:
+    def dispatch() -> Iterator[tuple[Metrics, Rates]]:
+        nonlocal state
         for chunk in chunks:
-            params, opt_state, metrics = advance(params, opt_state, chunk)
-            yield metrics
+            state, metrics, rates = advance(state, chunk)
+            yield metrics, rates
 
-    losses, correct = [], []
-    for metrics in _one_behind(dispatch()):
+    losses, correct, lr = [], [], []
+    for metrics, rates in _one_behind(dispatch()):
         loss = np.atleast_1d(np.asarray(metrics.loss, np.float64))
         finite = np.isfinite(loss)
         steps = len(loss) if finite.all() else int(finite.argmin()) + 1
         losses.append(loss[:steps])
         correct.append(np.atleast_1d(metrics.correct)[:steps])
+        lr.append(np.atleast_2d(rates)[:steps])
         on_steps(steps)
         if not finite.all():
             break
-    return params, opt_state, np.concatenate(losses), np.concatenate(correct)
+    return state, np.concatenate(losses), np.concatenate(correct), np.concatenate(lr)
 
 
-def _one_behind(metrics: Iterator[Metrics]) -> Iterator[Metrics]:
+def _one_behind(read: Iterator[T]) -> Iterator[T]:
     """Each item, when the one after it has been dispatched, so that reading it keeps nobody waiting."""
-    previous = next(metrics)
-    for dispatched in metrics:
+    previous = next(read)
+    for dispatched in read:
         yield previous
         previous = dispatched
     yield previous
@@ -152,26 +168,25 @@ def _chunks(order: Order, batch_size: int, steps: int) -> Iterator[Chunk]:
 
 
 def _advance_by_one(step: Step, examples: Examples) -> Advance:
-    def advance(params: Params, opt_state: Any, chunk: Chunk) -> tuple[Params, Any, Metrics]:
+    def advance(state: State, chunk: Chunk) -> tuple[State, Metrics, Rates]:
         (batch,) = chunk
-        return step(params, opt_state, examples.images[batch], examples.labels[batch])
+        return step(state, examples.images[batch], examples.labels[batch])
 
     return advance
 
 
 def _advance_by_scan(step: Step, examples: Examples) -> Advance:
-    @partial(jax.jit, donate_argnums=(0, 1))
-    def scan(params: Params, opt_state: Any, images: Any, labels: Any, chunk: Any) -> tuple[Params, Any, Metrics]:
-        def body(carry: Any, batch: Any) -> tuple[Any, Metrics]:
-            params, opt_state = carry
-            params, opt_state, metrics = step(params, opt_state, images[batch], labels[batch])
-            return (params, opt_state), metrics
+    @partial(jax.jit, donate_argnums=0)
+    def scan(state: State, images: Any, labels: Any, chunk: Any) -> tuple[State, Metrics, Rates]:
+        def body(state: State, batch: Any) -> tuple[State, tuple[Metrics, Rates]]:
+            state, metrics, rates = step(state, images[batch], labels[batch])
+            return state, (metrics, rates)
 
-        (params, opt_state), metrics = jax.lax.scan(body, (params, opt_state), chunk)
-        return params, opt_state, metrics
+        state, (metrics, rates) = jax.lax.scan(body, state, chunk)
+        return state, metrics, rates
 
     images, labels = jax.device_put(examples)
-    return lambda params, opt_state, chunk: scan(params, opt_state, images, labels, chunk)
+    return lambda state, chunk: scan(state, images, labels, chunk)
 
 
 def evaluate_all(params: Params, examples: Examples) -> tuple[float, float]:

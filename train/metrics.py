@@ -42,22 +42,32 @@ def append(folder: Path, epoch: Epoch) -> None:
 
 
 def record(epoch: Epoch) -> dict[str, Any]:
-    """What metrics.jsonl has of an epoch."""
+    """What metrics.jsonl has of an epoch; the learning rates are those of its last step, one for each group."""
     numbers = {
         "running_loss": epoch.running_loss,
         "loss": epoch.running_loss / len(epoch.losses),
         "accuracy": epoch.accuracy,
         **({} if epoch.test is None else {"test_loss": epoch.test[0], "test_accuracy": epoch.test[1]}),
+        **(
+            {}
+            if epoch.ema_test is None
+            else {"ema_test_loss": epoch.ema_test[0], "ema_test_accuracy": epoch.ema_test[1]}
+        ),
         "images_per_second": epoch.images_per_second,
     }
     finite = {name: number if math.isfinite(number) else None for name, number in numbers.items()}
-    return {"epoch": epoch.number, "step": epoch.step, **finite, "lr": list(epoch.lr)}
+    return {"epoch": epoch.number, "step": epoch.step, **finite, "lr": epoch.lr[-1].tolist()}
+
+
+def _test(name: str, test: tuple[float, float] | None) -> dict[str, float]:
+    return {} if test is None else {f"{name}_loss": test[0], f"{name}_accuracy": test[1]}
 
 
 def header(config: Config) -> str:
     """What is printed above the epochs' lines."""
     text = f"{'epoch':>5} {'steps':>9} {'running loss':>14} {'accuracy':>9} {'images/s':>9}"
-    return f"{text} {'test loss':>10} {'test accuracy':>14}" if config.evaluate else text
+    test = f" {'test loss':>10} {'test accuracy':>14}" if config.evaluates else ""
+    return text + test + (f" {'EMA loss':>10} {'EMA accuracy':>14}" if config.ema is not None else "")
 
 
 def line(epoch: Epoch) -> str:
@@ -66,7 +76,8 @@ def line(epoch: Epoch) -> str:
         f"{epoch.number:>5} {epoch.step:>9,} {epoch.running_loss:>14,.4f} "
         f"{epoch.accuracy:>9.2%} {epoch.images_per_second:>9,.0f}"
     )
-    return text if epoch.test is None else f"{text} {epoch.test[0]:>10.4f} {epoch.test[1]:>14.2%}"
+    tests = (test for test in (epoch.test, epoch.ema_test) if test is not None)
+    return text + "".join(f" {loss:>10.4f} {accuracy:>14.2%}" for loss, accuracy in tests)
 
 
 def _unused(folder: Path) -> Path:

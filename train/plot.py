@@ -1,4 +1,4 @@
-"""The picture of a run: loss and accuracy, step by step and epoch by epoch."""
+"""The picture of a run: loss, accuracy and learning rate, step by step and epoch by epoch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,14 +13,14 @@ from train.config import Config
 from train.loop import Epoch
 
 BINS = 250  # points of a curve over the steps
-TRAIN, TEST, STOP = "#2563eb", "#ea580c", "#dc2626"
+TRAIN, TEST, EMA, STOP = "#2563eb", "#ea580c", "#16a34a", "#dc2626"
 
 
 def save(config: Config, epochs: Sequence[Epoch], path: Path) -> None:
     """Draw the run. The x axis counts epochs, or, in a run of one, steps."""
-    figure = Figure(figsize=(9, 6.5), dpi=150, layout="constrained")
+    figure = Figure(figsize=(9, 7.5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    loss, accuracy = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    loss, accuracy, lr = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 1))
     scale = len(epochs[0].losses) if len(epochs) > 1 else 1  # steps to a unit of x
     ends = np.array([epoch.step for epoch in epochs]) / scale
     middles = (np.array([0, *ends[:-1]]) + ends) / 2  # where the mean of an epoch belongs
@@ -33,32 +33,48 @@ def save(config: Config, epochs: Sequence[Epoch], path: Path) -> None:
     _curves(loss, steps / scale, mean_loss, middles, [epoch.running_loss / len(epoch.losses) for epoch in epochs])
     steps, mean_accuracy = _binned(correct, examples)
     _curves(accuracy, steps / scale, mean_accuracy, middles, [epoch.accuracy for epoch in epochs])
-    if epochs[0].test is not None:
-        tests = np.array([epoch.test for epoch in epochs])
-        for axes, values in ((loss, tests[:, 0]), (accuracy, tests[:, 1])):
-            axes.plot(ends, values, "s--", color=TEST, markersize=5, label="test split, after the epoch")
+    for of, color, label in (("test", TEST, "test split"), ("ema_test", EMA, "test split, average of weights")):
+        if getattr(epochs[0], of) is not None:
+            tests = np.array([getattr(epoch, of) for epoch in epochs])
+            for axes, values in ((loss, tests[:, 0]), (accuracy, tests[:, 1])):
+                axes.plot(ends, values, "s--", color=color, markersize=5, label=f"{label}, after the epoch")
+    _learning_rates(lr, np.concatenate([epoch.lr for epoch in epochs]), scale)
 
-    positive = mean_loss[mean_loss > 0]
-    if len(positive) and positive.max() > 30 * positive.min():
-        loss.set_yscale("log")
-        loss.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    _log_if_wide(loss, mean_loss)
     loss.set_ylabel("loss an example")
     accuracy.set_ylabel("accuracy")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    accuracy.set_xlabel("epoch" if len(epochs) > 1 else "step")
-    accuracy.xaxis.set_major_locator(MaxNLocator(integer=True))
-    accuracy.set_xlim(0, ends[-1] * 1.01)
+    lr.set_xlabel("epoch" if len(epochs) > 1 else "step")
+    lr.xaxis.set_major_locator(MaxNLocator(integer=True))
+    lr.set_xlim(0, ends[-1] * 1.01)
     if not epochs[-1].finite:
         loss.axvline(ends[-1], color=STOP, linestyle=":")
         text = f"not finite at step {epochs[-1].step:,} "
         loss.annotate(text, (ends[-1], 0.95), xycoords=("data", "axes fraction"), color=STOP, ha="right", va="top")
-    for axes in (loss, accuracy):
+    for axes in (loss, accuracy, lr):
         axes.grid(color="#e5e7eb")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     loss.legend(frameon=False)
     figure.suptitle(_title(config, examples.sum()), x=0.01, ha="left", fontsize=11)
     figure.savefig(path)
+
+
+def _learning_rates(axes: Axes, lr: np.ndarray, scale: float) -> None:
+    """The rate of each parameter group, over every step."""
+    for group, rates in enumerate(lr.T):
+        axes.step(np.arange(len(rates) + 1) / scale, [*rates, rates[-1]], where="post", label=f"group {group}")
+    if lr.shape[1] > 1:
+        axes.legend(frameon=False)
+    _log_if_wide(axes, lr)
+    axes.set_ylabel("learning rate")
+
+
+def _log_if_wide(axes: Axes, values: np.ndarray) -> None:
+    positive = values[values > 0]
+    if len(positive) and positive.max() > 30 * positive.min():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _binned(sums: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -78,7 +94,14 @@ def _curves(axes: Axes, x: np.ndarray, steps: np.ndarray, middles: np.ndarray, e
 def _title(config: Config, images: int) -> str:
     options = ", ".join([*([] if config.lr is None else [f"lr={config.lr:g}"]), *config.option])
     examples = f"{config.dataset} {config.split}" + ("" if config.limit is None else f", first {config.limit:,}")
-    return (
+    first = (
         f"{config.recipe}: {config.optimizer}({options}), batch size {config.batch_size}, "
         f"{examples}, {images:,} pictures seen"
     )
+    more = [
+        *([] if config.scheduler is None else [f"{config.scheduler}({', '.join(config.scheduler_option)})"]),
+        *([] if config.clip_grad_norm is None else [f"gradient norm at most {config.clip_grad_norm:g}"]),
+        *([] if config.accumulate == 1 else [f"a step every {config.accumulate} batches"]),
+        *([] if config.ema is None else [f"weights averaged with decay {config.ema:g}"]),
+    ]
+    return first + (f"\n{', '.join(more)}" if more else "")

@@ -2,7 +2,6 @@
 
 import math
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,13 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from jaxopt_port import Optimizer
 from train import data, metrics
-from train.config import RECIPES, Config, make_optimizer
+from train.config import RECIPES, Config
 from train.errors import UsageError
 from train.loop import Epoch, fit
 from train.model import init_params
-from train.step import make_step
+from train.step import init, make_step
+from train.training import Training, make_training
 
 INTERRUPTED = 130
 
@@ -25,9 +24,10 @@ INTERRUPTED = 130
 def run(config: Config) -> int:
     """Train, record and draw. Returns the exit status: 1 where the loss did not stay finite."""
     examples = data.load(config.dataset, config.split, config.data_dir).first(config.limit)
-    test = data.load(config.dataset, "test", config.data_dir) if config.evaluate else None
-    optimizer = make_optimizer(config)
-    _check_step(config, optimizer)
+    test = data.load(config.dataset, "test", config.data_dir) if config.evaluates else None
+    training = make_training(config)
+    _check_step(config, training)
+    _check_total_steps(config, training, len(examples.labels))
     folder = metrics.create_folder(config)
 
     console = Console(highlight=False, soft_wrap=True)
@@ -47,7 +47,7 @@ def run(config: Config) -> int:
         with bar:
             task = bar.add_task("", total=_steps(config, len(examples.labels)))
             params = init_params(jax.random.key(config.seed))
-            for epoch in fit(config, optimizer, params, examples, test, lambda steps: bar.advance(task, steps)):
+            for epoch in fit(config, training, params, examples, test, lambda steps: bar.advance(task, steps)):
                 epochs.append(epoch)
                 metrics.append(folder, epoch)
                 console.print(metrics.line(epoch))
@@ -64,18 +64,28 @@ def run(config: Config) -> int:
     return status
 
 
-def _check_step(config: Config, optimizer: Optimizer) -> None:
+def _check_step(config: Config, training: Training) -> None:
     """Trace a step, for an optimizer that does not take these parameters or gradients says so there."""
 
     def trace(key: Any, images: Any, labels: Any) -> Any:
-        params = init_params(key)
-        return make_step(optimizer)(params, optimizer.init(params), images, labels)
+        return make_step(training)(init(training, init_params(key)), images, labels)
 
     try:
         jax.eval_shape(trace, jax.random.key(0), np.zeros((1, 32, 32, 3), np.uint8), np.zeros(1, np.int32))
     except (TypeError, ValueError, RuntimeError) as error:
         message = str(error).splitlines()[0]
         raise UsageError(f"--optimizer {config.optimizer}: {message}") from error
+
+
+def _check_total_steps(config: Config, training: Training, examples: int) -> None:
+    """one_cycle_lr ends, and raises at the step after, or under jit has a rate that is NaN."""
+    total = None if training.scheduler is None else training.scheduler.options.get("total_steps")
+    needed = _steps(config, examples) // config.accumulate if training.every_step else config.epochs
+    if total is not None and total < needed:
+        raise UsageError(
+            f"--scheduler {config.scheduler}: it has {total:,} steps, and the run takes {needed:,}, by the "
+            f"--scheduler-interval, {config.scheduler_interval}; write --scheduler-option total_steps={needed}"
+        )
 
 
 def _steps(config: Config, examples: int) -> int:
@@ -88,10 +98,11 @@ def diverged(config: Config, epoch: Epoch) -> str:
     """Where the loss stopped being finite, and what to do."""
     where = f"the loss is {epoch.losses[-1]} at step {epoch.step:,}, step {len(epoch.losses):,} of epoch {epoch.number}"
     recipe = RECIPES[config.recipe]()
-    same_arithmetic = replace(recipe, optimizer=config.optimizer, lr=config.lr, option=config.option) == recipe
+    arithmetic = ("optimizer", "lr", "option", "scheduler", "clip_grad_norm", "accumulate")
+    same_arithmetic = all(getattr(config, name) == getattr(recipe, name) for name in arithmetic)
     if config.recipe == "tutorial" and same_arithmetic:
         return (
             f"stopped: {where}. PyTorch's run of this tutorial diverges too, since the network has no activations "
             f"and the learning rate is {config.lr}; a lower --lr, or --recipe cifar10, stays finite"
         )
-    return f"stopped: {where}; a lower --lr may stay finite"
+    return f"stopped: {where}; a lower --lr, or --clip-grad-norm, may stay finite"

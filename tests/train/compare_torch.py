@@ -1,8 +1,10 @@
-"""The same run here and in PyTorch: same weights, same order, both running losses.
+r"""The same run here and in PyTorch: same weights, same order, both running losses.
 
     python -m tests.train.compare_torch --epochs 3
     python -m tests.train.compare_torch --dataset cifar10 --data-dir DIR --limit 2000 --epochs 3
     python -m tests.train.compare_torch --recipe cifar10 --data-dir DIR --limit 6400 --epochs 3
+    python -m tests.train.compare_torch --batch-size 8 --epochs 3 --lr 0.05 --clip-grad-norm 1 --accumulate 2 \
+        --scheduler cosine_annealing_lr --scheduler-option T_max=69 --scheduler-interval step
 
 It takes the flags of `python -m train`. The yardstick is torch's distance from itself with one thread and with two.
 With a batch of one these have the same bits; then it is torch's distance from itself on a CPU with fewer vector
@@ -18,9 +20,10 @@ from collections.abc import Sequence
 import jax
 
 from train import data
-from train.config import make_optimizer, parse
+from train.config import parse
 from train.loop import fit
 from train.model import init_params
+from train.training import make_training
 
 TORCH = {"OMP_NUM_THREADS": "1"}
 OTHER_TORCHES = {
@@ -35,7 +38,7 @@ def our_losses(argv: Sequence[str]) -> list[float]:
     config = parse(argv)
     examples = data.load(config.dataset, config.split, config.data_dir).first(config.limit)
     params = init_params(jax.random.key(config.seed))
-    return [epoch.running_loss for epoch in fit(config, make_optimizer(config), params, examples)]
+    return [epoch.running_loss for epoch in fit(config, make_training(config), params, examples)]
 
 
 def torch_losses(argv: Sequence[str], environment: dict[str, str]) -> list[float]:

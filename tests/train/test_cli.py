@@ -41,7 +41,7 @@ def test_a_run_leaves_a_folder(
     assert lines[0]["running_loss"] == pytest.approx(30 * lines[0]["loss"])
     assert 60 < lines[0]["running_loss"] < 80  # 30 log(10) for a network that knows nothing
     with PIL.Image.open(folder / "loss.png") as picture:
-        assert picture.size == (1350, 975)
+        assert picture.size == (1350, 1125)
         assert np.asarray(picture).std() > 5
 
     printed = capsys.readouterr().out
@@ -60,6 +60,22 @@ def test_an_evaluated_run_with_options(tmp_path: Path, monkeypatch: pytest.Monke
     assert (tmp_path / "run" / "loss.png").stat().st_size > 10_000
 
 
+def test_a_scheduled_averaged_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = "--limit 24 --batch-size 4 --epochs 3 --lr 0.1 --scheduler step_lr --scheduler-option step_size=1 --ema 0.5"
+    more = "--scheduler-interval epoch --clip-grad-norm 1 --accumulate 2"
+    assert command(monkeypatch, *argv.split(), *more.split(), "--run-dir", tmp_path / "run") == 0
+    lines = records(tmp_path / "run")
+    assert [line["lr"] for line in lines] == [[0.1], [0.1 * 0.1], [0.1 * 0.1 * 0.1]]
+    assert all(line["ema_test_loss"] != line["test_loss"] for line in lines)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["scheduler"] == "step_lr"
+    assert (tmp_path / "run" / "loss.png").stat().st_size > 10_000
+    printed = capsys.readouterr().out
+    assert "EMA accuracy" in printed
+    assert f"{lines[-1]['ema_test_loss']:.4f}" in printed
+
+
 def test_divergence_is_recorded_and_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -76,7 +92,7 @@ def test_the_tutorials_divergence_is_torchs_too() -> None:
     from train.loop import Epoch
     from train.run import diverged
 
-    last = Epoch(19, 180_007, np.array([1.0, np.nan]), np.zeros(2), np.ones(2), 1.0, (0.01,), None)
+    last = Epoch(19, 180_007, np.array([1.0, np.nan]), np.zeros(2), np.ones(2), 1.0, np.full((2, 1), 0.01))
     message = diverged(RECIPES["tutorial"](), last)
     assert "at step 180,007, step 2 of epoch 19" in message
     assert "PyTorch's run of this tutorial diverges too" in message
@@ -114,6 +130,23 @@ def test_a_recipe_is_what_the_other_flags_change() -> None:
         ("--optimizer adam --option betas=0.9", r"--option betas=0.9: .* such as betas=\(0.9, 0.999\)"),
         ("--optimizer adam --option betas=0.9,2.0", r"--optimizer adam with betas=\(0.9, 2.0\): Invalid beta"),
         ("--optimizer muon", "--optimizer muon: Muon only supports 2D parameters"),
+        ("--scheduler cosine", "--scheduler cosine: unknown; the schedulers are .*cosine_annealing_lr"),
+        ("--scheduler lambda_lr", "--scheduler lambda_lr: unknown"),
+        ("--scheduler step_lr", "--scheduler step_lr with no options: .*step_size"),
+        ("--scheduler step_lr --scheduler-option step_size=x", r"--scheduler-option step_size=x: .*such as step_size="),
+        ("--scheduler-option step_size=3", "--scheduler-option step_size=3: needs a --scheduler"),
+        ("--scheduler linear_lr --scheduler-option start_factor=2", "--scheduler linear_lr with start_factor=2: Start"),
+        (
+            "--scheduler one_cycle_lr --scheduler-option max_lr=1 --scheduler-option total_steps=9",
+            "--scheduler one_cycle_lr: optimizer must support momentum or beta1",
+        ),
+        (
+            "--scheduler one_cycle_lr --scheduler-option max_lr=1 --scheduler-option total_steps=9 --optimizer adam",
+            r"--scheduler one_cycle_lr: it has 9 steps, and the run takes 20, .*total_steps=20",
+        ),
+        ("--accumulate 0", "--accumulate 0: must be at least 1"),
+        ("--clip-grad-norm 0", r"--clip-grad-norm 0\.0: must be above 0"),
+        ("--ema 2", r"--ema 2\.0: must be in \[0, 1\]"),
         ("--dataset cifar10", "--dataset cifar10: say where it is with --data-dir DIR"),
         ("--dataset cifar10 --data-dir nowhere", "--data-dir nowhere: no cifar10/VERSION/dataset_info.json there"),
     ],

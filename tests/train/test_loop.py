@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxopt_port import Optimizer
 from train import data, loop
-from train.config import Config, make_optimizer
+from train.config import Config
 from train.loop import Epoch, epoch_order, evaluate_all, fit
 from train.model import Network, cross_entropy, init_params
+from train.training import Training, make_training
 
 SHORT = Config(lr=0.01, batch_size=16, epochs=2, option=("momentum=0.9",), shuffle=True)
 EXAMPLES = 40  # a partial batch is left
+CHANGES = ("lr", "option", "scheduler", "scheduler_option", "scheduler_interval", "clip_grad_norm", "accumulate", "ema")
 
 
 @pytest.fixture(autouse=True)
@@ -29,14 +30,14 @@ make_step = cache(loop.make_step)
 
 
 @cache
-def optimizer(lr: float, option: tuple[str, ...]) -> Optimizer:
-    return make_optimizer(Config(lr=lr, option=option))
+def training(config: Config) -> Training:
+    return make_training(config)
 
 
 def epochs(config: Config, **kwargs: Any) -> Iterator[Epoch]:
-    assert config.lr is not None
     some = data.load("digits", "test").first(config.limit or EXAMPLES)
-    return fit(config, optimizer(config.lr, config.option), init_params(jax.random.key(config.seed)), some, **kwargs)
+    same = replace(Config(), **{name: getattr(config, name) for name in CHANGES})
+    return fit(config, training(same), init_params(jax.random.key(config.seed)), some, **kwargs)
 
 
 def test_scan_takes_the_same_steps_and_stops_where_told() -> None:
@@ -50,7 +51,8 @@ def test_scan_takes_the_same_steps_and_stops_where_told() -> None:
         np.testing.assert_allclose(one.losses, scanned.losses, rtol=1e-5)
         np.testing.assert_array_equal(one.correct, scanned.correct)
         np.testing.assert_array_equal(one.examples, scanned.examples)
-        assert (one.step, one.lr) == (scanned.step, scanned.lr)
+        assert one.step == scanned.step
+        np.testing.assert_array_equal(one.lr, scanned.lr)
     assert seen == [2, 1, 2]
 
 
@@ -97,11 +99,46 @@ def test_evaluates_every_example_once() -> None:
     assert evaluate_all(params, examples) == pytest.approx(expected, rel=1e-5)
 
 
-def test_it_is_torchs_run() -> None:
-    pytest.importorskip("torch")
-    from tests.train.torch_side import running_losses
+RUNS = {
+    "batch of one": Config(lr=0.01, epochs=2),
+    "momentum": SHORT,
+    "schedule by step, clipped": replace(
+        SHORT,
+        clip_grad_norm=0.5,
+        scheduler="one_cycle_lr",
+        scheduler_option=("max_lr=0.1", "total_steps=12"),
+        scheduler_interval="step",
+        epochs=4,
+    ),
+    "accumulated, averaged": replace(
+        SHORT,
+        accumulate=2,
+        ema=0.6,
+        scheduler="exponential_lr",
+        scheduler_option=("gamma=0.5",),
+        scheduler_interval="step",
+        epochs=3,
+    ),
+    "plateau by epoch": replace(
+        SHORT, scheduler="reduce_lr_on_plateau", scheduler_option=("patience=0", "threshold=0.5"), epochs=4
+    ),
+}
 
-    examples = data.load("digits", "test").first(EXAMPLES)
-    for config in (Config(lr=0.01, epochs=2), SHORT):
-        theirs = list(running_losses(config, init_params(jax.random.key(config.seed)), examples))
-        np.testing.assert_allclose([epoch.running_loss for epoch in epochs(config)], theirs, rtol=1e-5)
+
+@pytest.mark.parametrize("name", RUNS)
+def test_it_is_torchs_run(name: str) -> None:
+    """Losses, learning rates (to the last bit) and the loss of the average of weights."""
+    pytest.importorskip("torch")
+    from tests.train import torch_side
+
+    config, examples = RUNS[name], data.load("digits", "test").first(EXAMPLES)
+    theirs = list(torch_side.epochs(config, init_params(jax.random.key(config.seed)), examples))
+    ours = list(epochs(config, test=examples if config.ema else None))
+    np.testing.assert_allclose([e.running_loss for e in ours], [e.running_loss for e in theirs], rtol=1e-5)
+    assert [e.lr[-1].tolist() for e in ours] == [e.lr for e in theirs]
+    if config.scheduler is not None:
+        assert len({lr for e in ours for lr in e.lr[:, 0]}) > 1
+    if config.ema is not None:
+        averages = [e.ema_test[0] for e in ours if e.ema_test is not None]
+        np.testing.assert_allclose(averages, [e.ema_loss or 0.0 for e in theirs], rtol=1e-5)
+        assert ours[-1].test != ours[-1].ema_test

@@ -3,18 +3,19 @@
 import json
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import torch
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-import jaxopt_port
 from train import data
-from train.config import Config, optimizer_options, parse
+from train.config import Config, parse
 from train.data import Examples
 from train.loop import epoch_order
 from train.model import Params, init_params
+from train.training import optimizer_options, scheduler_options
 
 
 def network(params: Params) -> torch.nn.Sequential:
@@ -51,32 +52,73 @@ def to_tensor(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(torch.float32).div(255)
 
 
-def running_losses(config: Config, params: Params, examples: Examples) -> Iterator[float]:
-    """Train as the tutorial does, yielding each epoch's running loss."""
+class Epoch(NamedTuple):
+    """What torch's run says of an epoch."""
+
+    running_loss: float
+    lr: list[float]  # in its last step
+    ema_loss: float | None  # of the average of weights, over all examples
+
+
+def epochs(config: Config, params: Params, examples: Examples) -> Iterator[Epoch]:
+    """Train as the tutorial does, with what the flags add."""
     model = network(params)
-    options = optimizer_options(config, jaxopt_port.optimizers[config.optimizer])
-    classes: dict[str, Any] = {name.lower(): value for name, value in vars(torch.optim).items()}
-    optimizer = classes[config.optimizer.replace("_", "")](model.parameters(), **options)
+    optimizer = torch_class(config.optimizer)(model.parameters(), **optimizer_options(config))
+    scheduler = None
+    if config.scheduler is not None:
+        scheduler = torch_class(config.scheduler)(optimizer, **scheduler_options(config))
+    average = None
+    if config.ema is not None:
+        ema = torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema)
+        average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=ema)
     criterion = torch.nn.CrossEntropyLoss()
+
+    def loss_of(network: torch.nn.Module, batch: np.ndarray) -> torch.Tensor:
+        return criterion(network(to_tensor(examples.images[batch])), torch.from_numpy(examples.labels[batch]).long())
+
+    def schedule(metric: float) -> None:
+        if scheduler is not None:
+            scheduler.step(*([metric] if isinstance(scheduler, ReduceLROnPlateau) else []))
+
+    batches = 0
     for epoch in range(1, config.epochs + 1):
         order = epoch_order(config, epoch, len(examples.labels))
-        running_loss = 0.0
+        running_loss, lr = 0.0, []
         for start in range(0, len(order), config.batch_size):
-            batch = order[start : start + config.batch_size]
-            optimizer.zero_grad()
-            outputs = model(to_tensor(examples.images[batch]))
-            loss = criterion(outputs, torch.from_numpy(examples.labels[batch]).long())
+            lr = [group["lr"] for group in optimizer.param_groups]
+            loss = loss_of(model, order[start : start + config.batch_size])
             loss.backward()
-            optimizer.step()
+            batches += 1
+            if batches % config.accumulate == 0:
+                if config.clip_grad_norm is not None:
+                    torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+                if config.scheduler_interval == "step":
+                    schedule(loss.item())
+                if average is not None:
+                    average.update_parameters(model)
             running_loss += loss.item()
-        yield running_loss
+        with torch.no_grad():
+            ema_loss = None if average is None else loss_of(average, np.arange(len(examples.labels))).item()
+        yield Epoch(running_loss, lr, ema_loss)
+        if config.scheduler_interval == "epoch":
+            schedule(running_loss / -(-len(order) // config.batch_size))
+
+
+def torch_class(name: str) -> Any:
+    """torch's class for our name of an optimizer or a scheduler."""
+    homes = (torch.optim, torch.optim.lr_scheduler, torch.optim.swa_utils)
+    classes = {key.lower(): value for home in homes for key, value in vars(home).items() if isinstance(value, type)}
+    return classes[name.replace("_", "")]
 
 
 def main() -> None:
     """Print the running losses of the run that the flags of `python -m train` name, as one line of JSON."""
     config = parse(sys.argv[1:])
     examples = data.load(config.dataset, config.split, config.data_dir).first(config.limit)
-    print(json.dumps(list(running_losses(config, init_params(jax.random.key(config.seed)), examples))))
+    run = epochs(config, init_params(jax.random.key(config.seed)), examples)
+    print(json.dumps([epoch.running_loss for epoch in run]))
 
 
 if __name__ == "__main__":
