@@ -40,7 +40,10 @@ def save(config: Config, epochs: Sequence[Epoch], path: Path) -> None:
                 axes.plot(ends, values, "s--", color=color, markersize=5, label=f"{label}, after the epoch")
     _learning_rates(lr, np.concatenate([epoch.lr for epoch in epochs]), scale)
 
-    _log_if_wide(loss, mean_loss)
+    positive = mean_loss[mean_loss > 0]
+    if len(positive) and positive.max() > 30 * positive.min():
+        loss.set_yscale("log")
+        loss.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     loss.set_ylabel("loss an example")
     accuracy.set_ylabel("accuracy")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -66,15 +69,8 @@ def _learning_rates(axes: Axes, lr: np.ndarray, scale: float) -> None:
         axes.step(np.arange(len(rates) + 1) / scale, [*rates, rates[-1]], where="post", label=f"group {group}")
     if lr.shape[1] > 1:
         axes.legend(frameon=False)
-    _log_if_wide(axes, lr)
+    axes.set_ylim(bottom=0)
     axes.set_ylabel("learning rate")
-
-
-def _log_if_wide(axes: Axes, values: np.ndarray) -> None:
-    positive = values[values > 0]
-    if len(positive) and positive.max() > 30 * positive.min():
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _binned(sums: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -50,6 +50,19 @@ def test_interrupted_at_any_step(case: Case) -> None:
     assert dtypes(start) == dtypes(through) == dtypes(run.step(start, np.float32(1)))
 
 
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.label) for case in MAIN + MORE])
+def test_resumed_by_a_scheduler_made_anew(case: Case) -> None:
+    """As in another process, after every step: nothing is kept in the scheduler itself."""
+    through = resumed = Ours(case).init()
+    run = Ours(case)
+    for metric in metrics(30):
+        through = run.step(through, metric)
+        from_file = optim.restore(pickle.loads(pickle.dumps(jax.device_get(resumed))))
+        resumed = Ours(case).step(from_file, metric)
+    assert bits(resumed) == bits(through)
+    assert dtypes(resumed) == dtypes(through)
+
+
 @pytest.mark.parametrize("label", ["sequential", "one_cycle", "plateau"])
 def test_init_in_jit_and_donation(label: str) -> None:
     run = Ours(next(case for case in MAIN if case.label == label))
