@@ -18,7 +18,7 @@ class Config:
     """Train the network of PyTorch's CIFAR-10 tutorial with torch.optim's optimizers, in JAX."""
 
     recipe: str = "tutorial"
-    """The run that the other flags change: tutorial or cifar10."""
+    """The run that the other flags change: tutorial, cifar10 or lbfgs."""
     dataset: Literal["digits", "cifar10"] = "digits"
     """scikit-learn's bundled digits, or CIFAR-10 from --data-dir."""
     data_dir: Path | None = None
@@ -51,6 +51,8 @@ class Config:
     """Add up the gradients of so many batches for a step of the optimizer, as backward() does."""
     ema: float | None = None
     """Evaluate an exponential moving average of the weights, with this decay, on the test split too."""
+    init: Literal["torch", "jax"] = "jax"
+    """Draw weights and the order of examples as a torch script with torch.manual_seed(SEED) does, or as JAX does."""
     seed: int = 0
     """Seeds the weights and the order of examples."""
     run_dir: Path | None = None
@@ -70,7 +72,7 @@ class Config:
 
 def tutorial() -> Config:
     """The tutorial: SGD, one example a step, in order, on the test split."""
-    return Config(lr=0.01)
+    return Config(lr=0.01, init="torch")
 
 
 def cifar10() -> Config:
@@ -88,7 +90,18 @@ def cifar10() -> Config:
     )
 
 
-RECIPES: dict[str, Callable[[], Config]] = {recipe.__name__: recipe for recipe in (tutorial, cifar10)}
+def lbfgs() -> Config:
+    """L-BFGS with a line search, on the tutorial's digits as one batch: a step an epoch, some 25 evaluations a step."""
+    return Config(
+        recipe="lbfgs",
+        batch_size=360,
+        epochs=4,
+        optimizer="lbfgs",
+        option=("line_search_fn=strong_wolfe",),
+    )
+
+
+RECIPES: dict[str, Callable[[], Config]] = {recipe.__name__: recipe for recipe in (tutorial, cifar10, lbfgs)}
 
 
 def parse(argv: Sequence[str]) -> Config:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from train.config import Config
 from train.data import Examples
 from train.model import Params
+from train.start import Order, epoch_order
 from train.step import Metrics, Rates, State, Step, evaluate, init, make_step
 from train.training import Training
 
@@ -19,7 +20,6 @@ SCAN_STEPS = 100
 EVALUATION_BATCH = 500
 
 T = TypeVar("T")
-Order = Int[np.ndarray, " n"]
 Chunk = Int[np.ndarray, "steps batch"]  # the examples of consecutive steps
 Advance = Callable[[State, Chunk], tuple[State, Metrics, Rates]]
 
@@ -64,6 +64,7 @@ def fit(
     test: Examples | None = None,
     on_steps: Callable[[int], None] = lambda steps: None,
     scan: bool | None = None,
+    around: Callable[[Advance], Advance] = lambda advance: advance,
 ) -> Iterator[Epoch]:
     """Train, yielding each epoch; stops after the first whose loss is not finite.
 
@@ -76,9 +77,10 @@ def fit(
       on_steps: called with the number of steps whose metrics were just read.
       scan: whether to run chunks of steps inside `lax.scan`, by default everywhere but on a CPU, where XLA runs
         convolutions inside a loop on one thread, up to 60 times slower.
+      around: wraps the function that takes the steps, to watch them.
     """
     scan = jax.default_backend() != "cpu" if scan is None else scan
-    advance = (_advance_by_scan if scan else _advance_by_one)(make_step(training), examples)
+    advance = around((_advance_by_scan if scan else _advance_by_one)(make_step(training), examples))
     state = init(training, params)
     step = 0
     for number in range(1, config.epochs + 1):
@@ -116,13 +118,6 @@ def _end_epoch(training: Training, state: State, epoch: Epoch) -> State:
     metric = loss if training.needs_metric else None
     sched, opt_state = training.scheduler.step(state.sched, state.opt_state, metric)
     return state._replace(sched=sched, opt_state=opt_state)
-
-
-def epoch_order(config: Config, number: int, examples: int) -> Order:
-    """The order in which an epoch takes the examples; a function of the seed and the epoch's number alone."""
-    if not config.shuffle:
-        return np.arange(examples)
-    return np.random.default_rng((config.seed, number)).permutation(examples)
 
 
 def _run_epoch(

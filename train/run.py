@@ -15,6 +15,7 @@ from train.config import RECIPES, Config
 from train.errors import UsageError
 from train.loop import Epoch, fit
 from train.model import init_params
+from train.start import initial_params
 from train.step import init, make_step
 from train.training import Training, make_training
 
@@ -46,7 +47,7 @@ def run(config: Config) -> int:
     try:
         with bar:
             task = bar.add_task("", total=_steps(config, len(examples.labels)))
-            params = init_params(jax.random.key(config.seed))
+            params = initial_params(config)
             for epoch in fit(config, training, params, examples, test, lambda steps: bar.advance(task, steps)):
                 epochs.append(epoch)
                 metrics.append(folder, epoch)

@@ -17,12 +17,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-import jax
-
 from train import data
 from train.config import parse
 from train.loop import fit
-from train.model import init_params
+from train.start import initial_params
 from train.training import make_training
 
 TORCH = {"OMP_NUM_THREADS": "1"}
@@ -37,7 +35,7 @@ def our_losses(argv: Sequence[str]) -> list[float]:
     """The running loss of each epoch."""
     config = parse(argv)
     examples = data.load(config.dataset, config.split, config.data_dir).first(config.limit)
-    params = init_params(jax.random.key(config.seed))
+    params = initial_params(config)
     return [epoch.running_loss for epoch in fit(config, make_training(config), params, examples)]
 
 

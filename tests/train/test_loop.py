@@ -12,8 +12,9 @@ import pytest
 
 from train import data, loop
 from train.config import Config
-from train.loop import Epoch, epoch_order, evaluate_all, fit
+from train.loop import Epoch, evaluate_all, fit
 from train.model import Network, cross_entropy, init_params
+from train.start import epoch_order
 from train.training import Training, make_training
 
 SHORT = Config(lr=0.01, batch_size=16, epochs=2, option=("momentum=0.9",), shuffle=True)

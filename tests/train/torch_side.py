@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -13,8 +12,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from train import data
 from train.config import Config, parse
 from train.data import Examples
-from train.loop import epoch_order
-from train.model import Params, init_params
+from train.model import Params
+from train.start import epoch_order, initial_params
 from train.training import optimizer_options, scheduler_options
 
 
@@ -117,7 +116,7 @@ def main() -> None:
     """Print the running losses of the run that the flags of `python -m train` name, as one line of JSON."""
     config = parse(sys.argv[1:])
     examples = data.load(config.dataset, config.split, config.data_dir).first(config.limit)
-    run = epochs(config, init_params(jax.random.key(config.seed)), examples)
+    run = epochs(config, initial_params(config), examples)
     print(json.dumps([epoch.running_loss for epoch in run]))
 
 
