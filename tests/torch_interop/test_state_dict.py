@@ -1,0 +1,249 @@
+"""What state dicts can be like: partial, old, in odd order, of other shapes, in several groups."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxopt_port as optim
+from jaxopt_port.torch_interop import layout, load_optimizer, optimizer_state_dict
+
+PARAMS = {"a": jnp.arange(2.0), "b": jnp.ones((2, 3)), "c": jnp.zeros(())}
+
+
+def grads(scale: float = 1.0) -> Any:
+    return jax.tree.map(lambda p: scale * jnp.ones_like(p), PARAMS)
+
+
+def adam_state(p: Any) -> dict[str, Any]:
+    return {"step": np.float32(3), "exp_avg": np.full(np.shape(p), 0.5), "exp_avg_sq": np.full(np.shape(p), 0.25)}
+
+
+def adam_group(ids: list[int], **options: Any) -> dict[str, Any]:
+    return {"lr": 0.1, "betas": [0.8, 0.99], "eps": 1e-6, "weight_decay": 0, **options, "params": ids}
+
+
+def adam_dict(**options: Any) -> dict[str, Any]:
+    states = {i: adam_state(p) for i, p in enumerate(PARAMS.values())}
+    return {"state": states, "param_groups": [adam_group([0, 1, 2], **options)]}
+
+
+def test_old_state_dicts_with_missing_keys_and_python_numbers() -> None:
+    state_dict = adam_dict(lr=np.float32(0.5))
+    for one in state_dict["state"].values():
+        one["step"] = 3  # an int before torch 1.12
+    optimizer, state = load_optimizer(optim.adam, state_dict, PARAMS)
+    assert optim.get_hyper(state) == [{"betas": (0.8, 0.99), "eps": 1e-6, "lr": 0.5, "weight_decay": 0.0}]
+    exported = optimizer_state_dict(optimizer, state, PARAMS)
+    group = exported["param_groups"][0]
+    assert (group["amsgrad"], group["maximize"], group["decoupled_weight_decay"]) == (False, False, False)
+    assert (group["foreach"], group["capturable"], group["differentiable"], group["fused"]) == (
+        None,
+        False,
+        False,
+        None,
+    )
+    assert exported["state"][1]["step"] == np.float32(3)
+
+
+def test_adamw_in_an_adam_state_dict_stays_decoupled() -> None:
+    optimizer, state = load_optimizer(optim.adam, adam_dict(decoupled_weight_decay=True, weight_decay=0.5), PARAMS)
+    adamw, same = load_optimizer(optim.adamw, adam_dict(weight_decay=0.5), PARAMS)
+    expected, _ = adamw.step(grads(), same, PARAMS)
+    for name, ours in optimizer.step(grads(), state, PARAMS)[0].items():
+        np.testing.assert_array_equal(ours, expected[name])
+
+
+def test_parameters_that_never_stepped() -> None:
+    state_dict = adam_dict()
+    del state_dict["state"][1]
+    optimizer, state = load_optimizer(optim.adam, state_dict, PARAMS)
+    np.testing.assert_array_equal(state.steps[0]["step"], [3, 0, 3])
+    assert not state.slots["b"].exp_avg.any()
+    assert optimizer_state_dict(optimizer, state, PARAMS)["state"].keys() == {0, 2}
+
+
+def test_buffers_of_a_momentum_that_is_now_off() -> None:
+    group = {"lr": 0.1, "momentum": 0, "dampening": 0, "weight_decay": 0, "params": [0, 1, 2]}
+    buffer = {"momentum_buffer": np.array([1.0, 2.0], np.float32)}
+    state_dict = {"state": {0: buffer, 1: {"momentum_buffer": None}}, "param_groups": [group]}
+    optimizer, state = load_optimizer(optim.sgd, state_dict, PARAMS)
+    exported = optimizer_state_dict(optimizer, state, PARAMS)
+    assert exported["param_groups"][0]["momentum"] == 0.0
+    np.testing.assert_array_equal(exported["state"].pop(0)["momentum_buffer"], buffer["momentum_buffer"])
+    assert exported["state"] == {}
+    params, _ = optimizer.step(grads(), state, PARAMS)
+    np.testing.assert_allclose(params["a"], PARAMS["a"] - 0.1)
+
+
+def test_groups_are_told_by_shapes_or_names() -> None:
+    second = adam_group([1, 2], weight_decay=0.3)
+    states = {0: adam_state(PARAMS["b"]), 1: adam_state(PARAMS["a"]), 2: adam_state(PARAMS["c"])}
+    state_dict = {"state": states, "param_groups": [adam_group([0]), second]}
+    optimizer, state = load_optimizer(optim.adam, state_dict, PARAMS)
+    exported = optimizer_state_dict(optimizer, state, PARAMS)
+    assert [group["param_names"] for group in exported["param_groups"]] == [["b"], ["a", "c"]]
+    assert [group["params"] for group in exported["param_groups"]] == [[0], [1, 2]]
+    assert [group["weight_decay"] for group in optim.get_hyper(state)] == [0.0, 0.3]
+
+    second["param_names"], state_dict["param_groups"][0]["param_names"] = ["c", "a"], ["b"]
+    states[1], states[2] = states[2], states[1]
+    optimizer, state = load_optimizer(optim.adam, state_dict, PARAMS)
+    assert optimizer_state_dict(optimizer, state, PARAMS)["param_groups"][1]["param_names"] == ["c", "a"]
+
+
+def test_groups_that_cannot_be_told() -> None:
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    state_dict = {
+        "state": {i: adam_state(np.ones(2)) for i in range(2)},
+        "param_groups": [adam_group([0]), adam_group([1])],
+    }
+    with pytest.raises(ValueError, match=r'allow more than one way: .*"param_names"\] = \[...\], of: a, b'):
+        load_optimizer(optim.adam, state_dict, params)
+    state_dict["state"][1] = adam_state(np.ones(3))
+    with pytest.raises(ValueError, match=r"doesn't match the parameters: .*a \[2\], b \[2\]"):
+        load_optimizer(optim.adam, state_dict, params)
+    with pytest.raises(ValueError, match="contains 2 parameters, params 3: a, b, c"):
+        load_optimizer(optim.adam, state_dict, PARAMS)
+
+
+def test_named_parameters_leave_the_others_frozen() -> None:
+    state_dict = {"state": {0: adam_state(PARAMS["b"])}, "param_groups": [adam_group([0], param_names=["b"])]}
+    optimizer, state = load_optimizer(optim.adam, state_dict, PARAMS)
+    params, state = optimizer.step(grads(), state, PARAMS)
+    np.testing.assert_array_equal(params["a"], PARAMS["a"])
+    assert (params["b"] != PARAMS["b"]).all()
+    exported = optimizer_state_dict(optimizer, state, params)
+    assert [group["param_names"] for group in exported["param_groups"]] == [["b"]]
+    assert exported["state"][0]["step"] == 4
+
+
+@pytest.mark.parametrize(
+    ("factory", "change", "message"),
+    [
+        (optim.sgd, {}, "no momentum, dampening: it is not of the optimizer sgd. It has lr, betas"),
+        (optim.adam, {"exp_avg": np.ones(3)}, r"'exp_avg' in the state of parameter 'a' is \[3\] and should be \[2\]"),
+        (optim.adam, {"step": np.ones(2)}, r"'step' in the state of parameter 'a' is \[2\] and should be \[\]"),
+        (
+            optim.adam,
+            {"mu_product": 1.0},
+            "parameter 'a' has mu_product: it is not one of adam, which keeps step, exp_a",
+        ),
+        (optim.adam, {"step": None}, "parameter 'a' has no step: it is not one of adam"),
+        (optim.adam, {"exp_avg_sq": None}, "parameter 'a' has no 'exp_avg_sq'"),
+        (optim.adam, {"exp_avg": np.ones(2) * 1j}, "complex"),
+        (optim.nonlinear_cg, {}, "torch has no nonlinear conjugate gradients"),
+    ],
+)
+def test_what_does_not_fit_is_refused(factory: Any, change: dict[str, Any], message: str) -> None:
+    state_dict = adam_dict()
+    state_dict["state"][0].update(change)
+    with pytest.raises(ValueError, match=message):
+        load_optimizer(factory, state_dict, PARAMS)
+
+
+def test_amsgrad_needs_its_maximum() -> None:
+    with pytest.raises(ValueError, match="has no 'max_exp_avg_sq', which the options of its group ask for"):
+        load_optimizer(optim.adam, adam_dict(amsgrad=True), PARAMS)
+
+
+SHAPES = {"fc.weight": (3, 2), "fc.bias": (3,)}
+DENSE = {"Dense_0": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
+
+
+def test_adafactors_factors_change_places_with_the_axes() -> None:
+    mapping = layout.infer(SHAPES, DENSE)
+    rows, columns = np.arange(3.0, dtype=np.float32)[:, None], np.arange(5.0, 7.0, dtype=np.float32)[None]
+    factored = {"step": np.float32(1), "row_var": rows, "col_var": columns}
+    group = {"lr": 0.1, "beta2_decay": -0.8, "eps": (None, 1e-3), "d": 1.0, "weight_decay": 0.0, "params": [0, 1]}
+    state_dict = {"state": {0: factored, 1: {"step": np.float32(1), "variance": np.ones(3)}}, "param_groups": [group]}
+    optimizer, state = load_optimizer(optim.adafactor, state_dict, DENSE, mapping)
+    slot = state.slots["Dense_0"]["kernel"]
+    np.testing.assert_array_equal(slot.row_var, columns.T)
+    np.testing.assert_array_equal(slot.col_var, rows.T)
+    exported = optimizer_state_dict(optimizer, state, DENSE, mapping)["state"][0]
+    np.testing.assert_array_equal(exported["row_var"], rows)
+    np.testing.assert_array_equal(exported["col_var"], columns)
+
+    kernel = {"Conv_0": {"kernel": jnp.ones((3, 3, 2, 4))}}
+    mapping = layout.infer({"c.weight": (4, 2, 3, 3)}, kernel)
+    factored = {"step": np.float32(1), "row_var": np.ones((4, 2, 3, 1)), "col_var": np.ones((4, 2, 1, 3))}
+    state_dict = {"state": {0: factored}, "param_groups": [{**group, "params": [0]}]}
+    with pytest.raises(ValueError, match=r"Adafactor factors the last two axes, and those of 'c.weight'"):
+        load_optimizer(optim.adafactor, state_dict, kernel, mapping)
+
+
+def test_one_parameter_of_torchs_that_is_three_here() -> None:
+    shapes = {"in_proj_weight": (12, 4), "in_proj_bias": (12,), "out_proj.weight": (4, 4), "out_proj.bias": (4,)}
+    heads = {"kernel": jnp.ones((4, 2, 2)), "bias": jnp.ones((2, 2))}
+    params: dict[str, Any] = dict.fromkeys(("query", "key", "value"), heads)
+    params["out"] = {"kernel": jnp.ones((2, 2, 4)), "bias": jnp.ones(4)}
+    mapping = layout.infer(shapes, params)
+    rng = np.random.default_rng(0)
+    states = {
+        i: {
+            "step": np.float32(2),
+            "exp_avg": rng.random(shape, np.float32),
+            "exp_avg_sq": rng.random(shape, np.float32),
+        }
+        for i, shape in enumerate(shapes.values())
+    }
+    state_dict = {"state": states, "param_groups": [adam_group([0, 1, 2, 3])]}
+    optimizer, state = load_optimizer(optim.adam, state_dict, params, mapping)
+    weight = states[0]["exp_avg"][4:8]  # the key's
+    np.testing.assert_array_equal(state.slots["key"]["kernel"].exp_avg, weight.T.reshape(4, 2, 2))
+    exported = optimizer_state_dict(optimizer, state, params, mapping)["state"]
+    for i, one in states.items():
+        for key, value in one.items():
+            np.testing.assert_array_equal(exported[i][key], value)
+
+    apart = optim.adam(param_groups=[optim.ParamGroup("key/.*", lr=0.5)])
+    with pytest.raises(ValueError, match="'in_proj_weight' is one parameter in torch, and here in several groups"):
+        optimizer_state_dict(apart, apart.init(params), params, mapping)
+
+
+def test_lbfgs_vectors_move_with_the_layout() -> None:
+    mapping = layout.infer(SHAPES, DENSE)
+    vector = np.arange(9, dtype=np.float32)
+    one = {"func_evals": 3, "n_iter": 2, "d": vector, "t": 1, "old_dirs": [vector], "old_stps": [-vector]}
+    one |= {"ro": [np.float32(0.5)], "H_diag": np.float32(2), "prev_flat_grad": vector, "prev_loss": 1.5, "al": [None]}
+    group = {"lr": 1, "max_iter": 3, "max_eval": 4, "tolerance_grad": 1e-7, "tolerance_change": 1e-9}
+    group |= {"history_size": 2, "line_search_fn": None, "params": [0, 1]}
+    state_dict = {"state": {0: one}, "param_groups": [group]}
+    optimizer, state = load_optimizer(optim.lbfgs, state_dict, DENSE, mapping)
+    np.testing.assert_array_equal(state.slots.d, [6, 7, 8, 0, 2, 4, 1, 3, 5])  # bias first, the kernel transposed
+    exported = optimizer_state_dict(optimizer, state, DENSE, mapping)
+    assert {k: v for k, v in exported["param_groups"][0].items() if k != "param_names"} == group
+    for key, value in one.items():
+        if key != "al":
+            np.testing.assert_array_equal(exported["state"][0][key], value)
+    with pytest.raises(ValueError, match="has a history of 3, history_size is 2"):
+        load_optimizer(optim.lbfgs, {**state_dict, "state": {0: {**one, "ro": [1.0] * 3}}}, DENSE, mapping)
+    with pytest.raises(ValueError, match=r"a vector of the state is \[8\], the parameters have 9 numbers"):
+        load_optimizer(optim.lbfgs, {**state_dict, "state": {0: {**one, "d": vector[1:]}}}, DENSE, mapping)
+
+
+def test_boxed_parameters_get_boxed_moments() -> None:
+    params = nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Param)
+    mapping = layout.infer({"weight": (3, 2), "bias": (3,)}, params)
+    weight = np.arange(6, dtype=np.float32).reshape(3, 2)
+    states = {0: {**adam_state(weight), "exp_avg": weight}, 1: adam_state(np.ones(3))}
+    state_dict = {"state": states, "param_groups": [adam_group([0, 1])]}
+    optimizer, state = load_optimizer(optim.adam, state_dict, params, mapping)
+    assert jax.tree.structure(state) == jax.tree.structure(optimizer.init(params))
+    np.testing.assert_array_equal(jax.tree.leaves(state.slots["kernel"].exp_avg)[0], weight.T)
+    exported = optimizer_state_dict(optimizer, state, params, mapping)
+    np.testing.assert_array_equal(exported["state"][0]["exp_avg"], weight)
+
+
+def test_the_state_is_a_copy_that_steps_may_donate() -> None:
+    state_dict = adam_dict()
+    moment = state_dict["state"][0]["exp_avg"] = np.ones(2, np.float32)
+    optimizer, state = load_optimizer(optim.adam, state_dict, PARAMS)
+    exported = optimizer_state_dict(optimizer, state, PARAMS)["state"][0]["exp_avg"]
+    moment[:] = 7
+    exported[:] = 8
+    np.testing.assert_array_equal(state.slots["a"].exp_avg, 1)
