@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxopt_port as optim
@@ -159,6 +160,21 @@ def test_closure_donation_and_a_restored_state():
     assert_close(step(jax.tree.map(jnp.copy, params), back), expected)
 
 
+def test_in_an_nnx_optimizer():
+    model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    optimizer = every_k(optim.adam(lr=0.1), 2)
+    state, nnx_optimizer = optimizer.init(params), nnx.Optimizer(model, optimizer, wrt=nnx.Param)
+    for i in range(2):
+        grads = {key: make_grads("adam", i)[key] for key in params}
+        boxed = nnx.state(model, nnx.Param)
+        nnx.replace_by_pure_dict(boxed, grads)
+        nnx_optimizer.update(model, boxed)
+        params, state = optimizer.step(grads, state, params)
+    assert_close(nnx.to_pure_dict(nnx.state(model, nnx.Param)), params)
+    assert optim.get_hyper(nnx_optimizer.opt_state) == optim.get_hyper(state)
+
+
 def test_groups_and_integers():
     """Frozen integers with the float0 that jax.grad gives for them, and two groups."""
     params = {"w": jnp.ones(2), "b": jnp.ones(2), "n": jnp.arange(3)}
@@ -177,6 +193,8 @@ def test_errors():
         every_k(optim.sgd(), 0)
     with pytest.raises(TypeError, match="needs an optimizer of jaxopt_port"):
         optim.every_k(optax.sgd(0.1), 2)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="lbfgs and nonlinear_cg need the loss itself"):
+        optim.every_k(optim.lbfgs(), 2)
     optimizer = every_k(optim.sgd(), 2)
     state = optimizer.init(PARAMS)
     with pytest.raises(TypeError, match="expected the EveryKState that init returned, got a OptState"):

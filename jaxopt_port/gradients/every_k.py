@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxopt_port.closure.base import ClosureAlgorithm
 from jaxopt_port.optimizer import Algorithm, Optimizer
 from jaxopt_port.rule import is_sparse
 from jaxopt_port.scalars import float64, is_known
@@ -48,7 +49,7 @@ def every_k(optimizer: Optimizer, k: int, mean: bool = False) -> Optimizer:
 
     Raises:
       ValueError: `k` is not a positive integer.
-      TypeError: an optimizer of another library; at a call, sparse gradients.
+      TypeError: an optimizer of another library, or one that evaluates the loss itself; at a call, sparse gradients.
 
     Example:
       >>> import jax.numpy as jnp, jaxopt_port as optim
@@ -64,6 +65,8 @@ def every_k(optimizer: Optimizer, k: int, mean: bool = False) -> Optimizer:
         raise TypeError(f"every_k needs an optimizer of jaxopt_port, not a {type(optimizer).__name__}")
     if not isinstance(k, int) or k < 1:
         raise ValueError(f"k must be an integer of at least 1, not {k!r}")
+    if isinstance(getattr(optimizer.update, "__self__", None), ClosureAlgorithm):
+        raise TypeError("lbfgs and nonlinear_cg need the loss itself: give their closure the mean over all k batches")
     accumulation = _EveryK(optimizer, k, mean)
     return Optimizer(accumulation.init, accumulation.update)
 
