@@ -11,3 +11,7 @@ from jaxopt_port.torch_interop.scheduler_state import load_scheduler as load_sch
 from jaxopt_port.torch_interop.scheduler_state import scheduler_state_dict as scheduler_state_dict
 from jaxopt_port.torch_interop.state_dict import load_optimizer as load_optimizer
 from jaxopt_port.torch_interop.state_dict import optimizer_state_dict as optimizer_state_dict
+from jaxopt_port.torch_interop.training_state import averaged_model_state_dict as averaged_model_state_dict
+from jaxopt_port.torch_interop.training_state import grad_scaler_state_dict as grad_scaler_state_dict
+from jaxopt_port.torch_interop.training_state import load_averaged_model as load_averaged_model
+from jaxopt_port.torch_interop.training_state import load_grad_scaler as load_grad_scaler
