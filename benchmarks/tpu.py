@@ -14,10 +14,11 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxopt_port as optim
+from tests.exact.compare import CLOSURES
 
 TOPOLOGY = "v5e:2x2"
 # Gradients of sparse_adam are BCOO, and step() of the closure optimizers needs a closure.
-DENSE = {name: factory for name, factory in optim.optimizers.items() if name not in ("sparse_adam", "lbfgs")}
+DENSE = {name: factory for name, factory in optim.optimizers.items() if name not in ("sparse_adam", *CLOSURES)}
 
 
 def main() -> None:

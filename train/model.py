@@ -1,6 +1,7 @@
 """The network of PyTorch's CIFAR-10 tutorial, with torch's layouts, defaults and rules."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -18,15 +19,29 @@ _PIXEL_VALUES = np.arange(256, dtype=np.float32) / np.float32(255)
 class Network(nn.Module):
     """Three max-pooled convolutions and two dense layers, with no activations. `init_params` draws its parameters."""
 
+    convolve: Callable[..., Any] = jax.lax.conv_general_dilated
+
     @nn.compact
     def __call__(self, images: UInt8[Array, "batch height width 3"]) -> Float[Array, "batch 10"]:
         x = jnp.asarray(_PIXEL_VALUES)[images]
         for features in (32, 32, 64):
-            x = max_pool(nn.Conv(features, (5, 5), padding=2)(x))
+            x = max_pool(nn.Conv(features, (5, 5), padding=2, conv_general_dilated=self.convolve)(x))
         x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)  # torch flattens channels first
         for features in (64, 10):
             x = nn.Dense(features)(x)
         return x
+
+
+def convolve_by_rows(images: Any, kernel: Any, strides: Any, padding: Any, **_: Any) -> Any:
+    """The same convolution (stride 1) as a matrix product for every row of the kernel.
+
+    In a loop on a CPU, where XLA convolves on one thread, it is 20 times faster.
+    """
+    height, width = images.shape[1:3]
+    padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
+    columns = jnp.concatenate([padded[:, :, j : j + width] for j in range(kernel.shape[1])], axis=-1)
+    rows = kernel.reshape(kernel.shape[0], -1, kernel.shape[-1])
+    return sum(columns[:, i : i + height] @ row for i, row in enumerate(rows))
 
 
 def max_pool(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height/2 width/2 channels"]:

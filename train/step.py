@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Float64, Int, UInt8
 from jaxopt_port import EveryKState
 from jaxopt_port.hyper import find_state
 from jaxopt_port.scalars import float64
-from train.model import Network, Params, cross_entropy
+from train.model import Network, Params, convolve_by_rows, cross_entropy
 from train.training import Training
 
 
@@ -31,6 +31,7 @@ class Metrics(NamedTuple):
     correct: Int[Array, "*steps"]  # how many were classified correctly
 
 
+_NETWORK = Network()
 Rates = Float64[Array, "*steps groups"]  # the learning rate of each parameter group, before the step
 Step = Callable[[State, Any, Any], tuple[State, Metrics, Rates]]
 
@@ -46,12 +47,14 @@ def init(training: Training, params: Params) -> State:
 def make_step(training: Training) -> Step:
     """`(state, images, labels) -> (state, metrics, rates)`; the state is donated."""
 
+    closure = _printed_loss if training.closures else _loss
+
     @partial(jax.jit, donate_argnums=0)
     def step(state: State, images: Any, labels: Any) -> tuple[State, Metrics, Rates]:
         params, opt_state, sched, averaged = state
         rates = learning_rates(opt_state)
         (loss, metrics), params, opt_state = training.optimizer.step_closure(
-            _loss, opt_state, params, images, labels, has_aux=True
+            closure, opt_state, params, images, labels, has_aux=True
         )
         new = opt_state, sched, averaged
         if training.scheduler is not None and training.every_step:
@@ -84,7 +87,14 @@ def evaluate(params: Params, images: UInt8[Array, "batch 32 32 3"], labels: Int[
     return _loss(params, images, labels)[1]
 
 
-def _loss(params: Params, images: Any, labels: Any) -> tuple[Float[Array, ""], Metrics]:
-    logits: Any = Network().apply({"params": params}, images)
+def _printed_loss(params: Params, images: Any, labels: Any) -> tuple[Float[Array, ""], Metrics]:
+    """The loss for a loop of evaluations, printed at each, as torch's users print it in a closure."""
+    loss, metrics = _loss(params, images, labels, Network(convolve_by_rows))
+    jax.debug.print("closure: loss {:.6f}", loss, ordered=True)
+    return loss, metrics
+
+
+def _loss(params: Params, images: Any, labels: Any, network: Network = _NETWORK) -> tuple[Float[Array, ""], Metrics]:
+    logits: Any = network.apply({"params": params}, images)
     loss = cross_entropy(logits, labels)
     return loss, Metrics(loss, (logits.argmax(axis=1) == labels).sum())

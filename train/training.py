@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxopt_port import Optimizer, clip_grad_norm, every_k, lr_scheduler, optimizers
+from jaxopt_port.closure.base import ClosureAlgorithm
 from jaxopt_port.lr_scheduler import Scheduler
 from jaxopt_port.optimizer import Algorithm
 from jaxopt_port.swa_utils import AveragedModel, averaged_model, get_ema_multi_avg_fn
@@ -31,12 +32,14 @@ class Training(NamedTuple):
       scheduler: moves the learning rate, if any.
       every_step: whether the scheduler moves after every step of the optimizer, or after every epoch.
       average: averages the parameters after every step of the optimizer, if any.
+      closures: whether the optimizer evaluates the loss several times a step, in a loop.
     """
 
     optimizer: Optimizer
     scheduler: Scheduler | None = None
     every_step: bool = False
     average: AveragedModel | None = None
+    closures: bool = False
 
     @property
     def needs_metric(self) -> bool:
@@ -52,7 +55,8 @@ def make_training(config: Config) -> Training:
         except (TypeError, ValueError) as error:
             raise UsageError(f"--scheduler {config.scheduler}: {error}") from error
     average = None if config.ema is None else averaged_model(multi_avg_fn=get_ema_multi_avg_fn(config.ema))
-    return Training(optimizer, scheduler, config.scheduler_interval == "step", average)
+    closures = isinstance(getattr(optimizer.update, "__self__", None), ClosureAlgorithm)
+    return Training(optimizer, scheduler, config.scheduler_interval == "step", average, closures)
 
 
 def make_optimizer(config: Config) -> Optimizer:
