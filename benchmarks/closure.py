@@ -1,8 +1,8 @@
 """L-BFGS and nonlinear conjugate gradients beside their peers: `python -m benchmarks.closure [evaluations] [time]`.
 
 `evaluations`: on problems of Moré, Garbow and Hillstrom in float64, the evaluations (a loss with its gradient), the
-iterations and the last gradient of our two, SciPy's, optax's, jaxopt's and optimistix's. Every one is to make the
-gradient's largest element 1e-5 or smaller; a `!` marks those that did not. Packages that are not installed are left
+iterations and the last gradient of our two, SciPy's, optax's, torch's, jaxopt's and optimistix's. Every one is to make
+the gradient's largest element 1e-5 or smaller; a `!` marks those that did not. Packages that are not installed are left
 out (`pip install jaxopt optimistix`).
 
 `time`: one step of L-BFGS against torch's on the same function, after compilation, in turns in one process, with the
@@ -115,6 +115,25 @@ def with_optax(problem: Problem) -> Run:
     return Run(len(calls), int(iterations), float(jnp.abs(jax.grad(problem.loss)(x)).max()))
 
 
+def with_torch(problem: Problem) -> Run:
+    import torch
+
+    value_and_grad = jax.jit(jax.value_and_grad(problem.loss))
+    x = torch.nn.Parameter(torch.from_numpy(problem.first()))
+    options = {"max_iter": MAX_STEPS, "max_eval": 10 * MAX_STEPS, "tolerance_grad": TOLERANCE, "tolerance_change": 0}
+    optimizer = torch.optim.LBFGS([x], line_search_fn="strong_wolfe", **options)
+
+    def closure() -> Any:
+        loss, grad = value_and_grad(x.detach().numpy())
+        x.grad = torch.from_numpy(np.array(grad))
+        return torch.tensor(float(loss))
+
+    optimizer.step(closure)
+    closure()
+    state = optimizer.state[x]
+    return Run(state["func_evals"], state["n_iter"], float(x.grad.abs().max()))  # pyright: ignore
+
+
 def with_jaxopt(name: str) -> Solver:
     def solve(problem: Problem) -> Run:
         import jaxopt  # pyright: ignore[reportMissingImports]
@@ -155,6 +174,8 @@ SOLVERS: dict[str, Solver] = {
     "scipy L-BFGS-B": scipy("L-BFGS-B", ftol=0, maxfun=10 * MAX_STEPS),
     "optax lbfgs": with_optax,
 }
+if importlib.util.find_spec("torch"):
+    SOLVERS["torch LBFGS"] = with_torch
 if importlib.util.find_spec("jaxopt"):
     SOLVERS |= {"jaxopt NonlinearCG": with_jaxopt("NonlinearCG"), "jaxopt LBFGS": with_jaxopt("LBFGS")}
 if importlib.util.find_spec("optimistix"):
