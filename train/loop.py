@@ -3,14 +3,15 @@
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from train.config import Config
 from train.data import Examples
+from train.epoch import Epoch
 from train.model import Params
 from train.start import Order, epoch_order
 from train.step import Metrics, Rates, State, Step, evaluate, init, make_step
@@ -22,38 +23,6 @@ EVALUATION_BATCH = 500
 T = TypeVar("T")
 Chunk = Int[np.ndarray, "steps batch"]  # the examples of consecutive steps
 Advance = Callable[[State, Chunk], tuple[State, Metrics, Rates]]
-
-
-class Epoch(NamedTuple):
-    """What an epoch came to. It ends early where the loss is no longer finite, or with the run."""
-
-    number: int  # from 1
-    step: int  # steps of the run so far
-    losses: Float[np.ndarray, " steps"]  # of each step, before it
-    correct: Int[np.ndarray, " steps"]
-    examples: Int[np.ndarray, " steps"]
-    seconds: float  # without the evaluation; the first epoch's has the compilation in it
-    lr: Float[np.ndarray, "steps groups"]  # of each parameter group in each step
-    test: tuple[float, float] | None = None  # loss and accuracy on the test split
-    ema_test: tuple[float, float] | None = None  # those of the average of weights
-
-    @property
-    def running_loss(self) -> float:
-        """The sum of the steps' losses, as the tutorial prints it."""
-        return float(self.losses.sum())
-
-    @property
-    def accuracy(self) -> float:
-        """The part of the examples that were classified correctly just before the step that they were in."""
-        return float(self.correct.sum() / self.examples.sum())
-
-    @property
-    def images_per_second(self) -> float:
-        return float(self.examples.sum() / self.seconds)
-
-    @property
-    def finite(self) -> bool:
-        return bool(np.isfinite(self.losses).all())
 
 
 def fit(

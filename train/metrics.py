@@ -12,8 +12,8 @@ from typing import Any
 import jax
 
 from train.config import Config
+from train.epoch import Epoch
 from train.errors import UsageError
-from train.loop import Epoch
 
 
 def create_folder(config: Config) -> Path:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from train.config import Config
-from train.loop import Epoch
+from train.epoch import Epoch
 
 BINS = 250  # points of a curve over the steps
 TRAIN, TEST, EMA, STOP = "#2563eb", "#ea580c", "#16a34a", "#dc2626"

@@ -12,8 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 
 from train import data, metrics
 from train.config import RECIPES, Config
+from train.epoch import Epoch
 from train.errors import UsageError
-from train.loop import Epoch, fit
+from train.loop import fit
 from train.model import init_params
 from train.start import initial_params
 from train.step import init, make_step

@@ -1,0 +1,205 @@
+"""Our run and torch's, a step at a time, and how far apart their parameters are after each."""
+
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import jax
+import numpy as np
+from jaxtyping import Float, Float64
+
+from train.compare.layouts import SHAPES, vector, weights_in_torch
+from train.compare.messages import Hello, Kind, Step, Task, Vector
+from train.config import Config
+from train.data import Examples
+from train.epoch import Epoch
+from train.loop import Advance, Chunk, fit
+from train.start import initial_params
+from train.step import Metrics, Rates, State
+from train.training import Training, optimizer_options, scheduler_options
+
+TORCH = {"OMP_NUM_THREADS": "1"}
+# What torch is compared with itself by. At a batch of one its one and two threads have the same bits. The others are
+# torch on a CPU with fewer vector instructions: its convolutions (oneDNN) with SSE 4.1, its own kernels without AVX.
+# (Without AVX torch draws other last bits of the initial weights too, so that one is given those of the others.)
+YARDSTICKS: Mapping[str, Mapping[str, str]] = {
+    "2 threads": {"OMP_NUM_THREADS": "2"},
+    "oneDNN with SSE 4.1": TORCH | {"ONEDNN_MAX_CPU_ISA": "SSE41"},
+    "ATen without AVX": TORCH | {"ATEN_CPU_CAPABILITY": "default"},
+}
+EPS = float(np.finfo(np.float32).eps)
+NAMES = tuple(SHAPES)
+STARTS = np.cumsum([0, *(int(np.prod(shape)) for shape in SHAPES.values())])[:-1]
+
+T = TypeVar("T")
+
+
+class TorchError(RuntimeError):
+    """A process that trains in PyTorch has failed."""
+
+
+class TorchProcess:
+    """A process that trains in PyTorch; it reads its environment when it imports torch."""
+
+    def __init__(self, task: Task, environment: Mapping[str, str]):
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+        command = [sys.executable, "-m", "train.compare.torch_run"]
+        pipe, env = subprocess.PIPE, {**os.environ, **environment}
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._errors, env=env)
+        assert self._process.stdin is not None
+        with self._process.stdin as stdin:
+            pickle.dump(task, stdin)
+
+    def read(self, kind: type[T]) -> T:
+        """The next message, which is of this kind."""
+        assert self._process.stdout is not None
+        try:
+            message = pickle.load(self._process.stdout)
+        except EOFError:
+            self._errors.seek(0)
+            lines = self._errors.read().decode(errors="replace").strip().splitlines() or ["no message"]
+            raise TorchError(f"PyTorch's run ended with exit status {self._process.wait()}: {lines[-1]}") from None
+        assert isinstance(message, kind), message
+        return message
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self._errors.close()
+
+
+@contextmanager
+def torch_process(task: Task, environment: Mapping[str, str]) -> Iterator[TorchProcess]:
+    """A process that is ended when the block is left."""
+    process = TorchProcess(task, environment)
+    try:
+        yield process
+    finally:
+        process.close()
+
+
+def task(kind: Kind, config: Config, environment: Mapping[str, str], step: int = 0, path: Path | None = None) -> Task:
+    """What a process with that environment is to do."""
+    weights = weights_in_torch(initial_params(config)) if "ATEN_CPU_CAPABILITY" in environment else None
+    schedule = None if config.scheduler is None else scheduler_options(config)
+    return Task(kind, config, optimizer_options(config), schedule, weights, step, path)
+
+
+class Parting(NamedTuple):
+    """The first step after which a parameter is further from torch's than the bound.
+
+    Args:
+      step: the batch, from 1.
+      parameter: the first such, in torch's order.
+      batches: the examples of the batches of that step of the optimizer.
+      before: our state before it.
+    """
+
+    step: int
+    parameter: int
+    batches: list[np.ndarray]
+    before: State
+
+
+class Pair(NamedTuple):
+    """An epoch here and in torch, and in torch's other forms."""
+
+    ours: Epoch
+    torch: Epoch
+    others: list[Epoch]
+
+
+class Lockstep:
+    """Runs both sides.
+
+    Args:
+      config: the run.
+      training: ours.
+      bound: of a parameter's distance, in eps of its largest value.
+
+    After `epochs` it holds `distances`: for each step, how far our parameters are from torch's, and below that those
+    of each of `YARDSTICKS` are, in eps of the parameter's largest value.
+    """
+
+    def __init__(self, config: Config, training: Training, bound: float):
+        self.config, self.training, self.bound = config, training, bound
+        self.parting: Parting | None = None
+        self.hello: dict[str, Hello] = {}
+        self._distances: list[Float[np.ndarray, "sides parameters"]] = []
+        self._before: State | None = None
+        self._window: list[np.ndarray] = []
+
+    @property
+    def distances(self) -> Float[np.ndarray, "steps sides parameters"]:
+        return np.stack(self._distances)
+
+    def first_beyond(self, side: int) -> tuple[int, int] | None:
+        """The first step, from 1, and there the first parameter at which a side is further off than the bound."""
+        beyond = ~(self.distances[:, side] <= self.bound)  # which NaN is
+        steps = np.flatnonzero(beyond.any(axis=1))
+        return (int(steps[0]) + 1, int(beyond[steps[0]].argmax())) if len(steps) else None
+
+    def epochs(self, examples: Examples, test: Examples | None) -> Iterator[Pair]:
+        """Run, yielding each epoch. It ends where our loss is no longer finite."""
+        with ExitStack() as stack:
+            environments = {"1 thread": TORCH, **YARDSTICKS}
+            processes = [
+                stack.enter_context(torch_process(task("run", self.config, each), each))
+                for each in environments.values()
+            ]
+            params = initial_params(self.config)
+            self.hello = {name: each.read(Hello) for name, each in zip(environments, processes, strict=True)}
+            watch = lambda advance: self._watched(advance, processes)  # noqa: E731
+            for ours in fit(self.config, self.training, params, examples, test, scan=False, around=watch):
+                if not ours.finite:
+                    return
+                torch, *others = (process.read(Epoch) for process in processes)
+                yield Pair(ours, torch, others)
+
+    def _watched(self, advance: Advance, processes: list[TorchProcess]) -> Advance:
+        def watched(state: State, chunk: Chunk) -> tuple[State, Metrics, Rates]:
+            if self.parting is None:
+                self._remember(state, chunk)
+            state, metrics, rates = advance(state, chunk)
+            torch, *others = (process.read(Step).params for process in processes)
+            sides = [vector(state.params), *others]
+            self._distances.append(np.stack([distance(side, torch) for side in sides]))
+            beyond = ~(self._distances[-1][0] <= self.bound)
+            if self.parting is None and beyond.any():
+                assert self._before is not None
+                self.parting = Parting(len(self._distances), int(beyond.argmax()), self._window, self._before)
+            return state, metrics, rates
+
+        return watched
+
+    def _remember(self, state: State, chunk: Chunk) -> None:
+        """Keep how we stand before the first batch of a step of the optimizer: the state is donated."""
+        if len(self._distances) % self.config.accumulate == 0:
+            self._before, self._window = jax.tree.map(np.array, state), []
+        self._window.append(chunk[0])
+
+
+def distance(a: Vector, b: Vector) -> Float64[np.ndarray, " parameters"]:
+    """For each parameter the largest |a - b|, in eps of the largest |b|."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        apart = np.maximum.reduceat(np.abs(a - b), STARTS).astype(np.float64)
+        relative = apart / (EPS * np.maximum.reduceat(np.abs(b), STARTS).astype(np.float64))
+    return np.where(apart == 0, 0.0, relative)
+
+
+def alone(
+    config: Config, training: Training, examples: Examples, test: Examples | None
+) -> tuple[list[Epoch], list[Epoch]]:
+    """Both runs again, one after the other, with all of the machine and nothing to say of a step: for their speed."""
+    ours = list(fit(config, training, initial_params(config), examples, test))
+    with torch_process(task("time", config, {}), {}) as process:
+        process.read(Hello)
+        return ours, [process.read(Epoch) for _ in ours]
