@@ -37,7 +37,8 @@ def every_k(optimizer: Optimizer, k: int, mean: bool = False) -> Optimizer:
 
     In between the parameters and the optimizer's state stay as they are, and updates are zero. A parameter whose
     gradients were None in all `k` calls does not step. To know whether a call has stepped, see whether
-    `state.calls == 0`: a scheduler goes on then.
+    `state.calls == 0`: a scheduler goes on then. A `GradScaler` around it leaves out of the sum the calls whose
+    gradients are not finite, where torch leaves out the step; for that use `accumulate_grad`.
 
     Args:
       optimizer: the optimizer that steps, of this library.
@@ -110,9 +111,10 @@ class _EveryK(Algorithm):
         last = state.calls == self.k - 1
         if is_known(last):
             return step() if last else go_on()
-        # The first None makes the optimizer's step counter a vector, in both branches.
-        like = jax.eval_shape(step)
-        return jax.lax.cond(last, step, lambda: jax.tree.map(lambda x, y: _broadcast(x, y.shape), go_on(), like))
+        if not any(absent):
+            return jax.lax.cond(last, step, go_on)
+        like = jax.eval_shape(step)  # The first None makes the optimizer's step counter a vector, in both branches.
+        return jax.lax.cond(last, step, lambda: jax.tree.map(_broadcast, go_on(), like))
 
     def _step(
         self, totals: list[jax.Array], absent: list[bool], has_grad: jax.Array, state: Any, params: Tree
@@ -152,5 +154,5 @@ def _where(condition: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
     return old if new is old else jnp.where(condition, new, old)
 
 
-def _broadcast(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return x if x.shape == shape else jnp.broadcast_to(x, shape)
+def _broadcast(x: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
+    return x if x.shape == like.shape else jnp.broadcast_to(x, like.shape)
