@@ -200,22 +200,28 @@ class _Walk:
     def visit(self, value: Any, depth: int) -> tuple[int, int]:
         if isinstance(value, Name | Storage):
             raise PtFileError(f"a {type(value).__name__.lower()} stands where a value should")
-        if not isinstance(value, list | tuple | set | dict):
-            return 0, 1
         if id(value) not in self._seen:
+            inside = _inside(value)
+            if not inside:
+                return 0, 1
             if depth >= MAX_DEPTH:
                 raise PtFileError(f"containers are nested more than {MAX_DEPTH} deep, or one contains itself")
-            inside = [self.visit(x, depth + 1) for x in (value.values() if isinstance(value, dict) else value)]
-            if type(value) is collections.OrderedDict:
-                inside += [self.visit(x, depth + 1) for x in vars(value).values()]
-            height = 1 + max((height for height, _ in inside), default=0)
-            self._seen[id(value)] = height, 1 + sum(items for _, items in inside)
+            visited = [self.visit(each, depth + 1) for each in inside]
+            height = 1 + max(height for height, _ in visited)
+            self._seen[id(value)] = height, 1 + sum(items for _, items in visited)
         height, items = self._seen[id(value)]
         if depth + height > MAX_DEPTH:
             raise PtFileError(f"containers are nested more than {MAX_DEPTH} deep")
         if items > self._max_items:
             raise PtFileError("one container is used so often that the whole is far larger than the file")
         return height, items
+
+
+def _inside(value: Any) -> list[Any]:
+    """The items of a container; none of anything else."""
+    if isinstance(value, dict):
+        return [*value.values(), *getattr(value, "__dict__", {}).values()]
+    return list(value) if isinstance(value, list | tuple | set) else []
 
 
 def _tensor(storage: Storage, dtype: np.dtype, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:

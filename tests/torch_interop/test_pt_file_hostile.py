@@ -89,6 +89,7 @@ BOMBS = {
     "doubling": b"]" + b"".join(b"q\0](h\0h\0e" for _ in range(64)),
     "doubling tuples": b")" + b"".join(b"q\0h\0\x86" for _ in range(64)),
     "doubling tuples as a key": b"}K\1" + b"".join(b"q\0h\0\x86" for _ in range(64)) + b"Ns",
+    "one long list in many places": b"](](" + b"N" * MANY + b"eq\0" + b"h\0" * MANY + b"e",
     "sets of one list": b"](" + b"K\1" * MANY + b"eq\0c__builtin__\nset\nq\1" + b"h\1h\0\x85R" * MANY,
     "copies of one string": b"X"
     + struct.pack("<I", MANY)
