@@ -55,6 +55,10 @@ class Config:
     """Draw weights and the order of examples as a torch script with torch.manual_seed(SEED) does, or as JAX does."""
     seed: int = 0
     """Seeds the weights and the order of examples."""
+    resume_torch: Path | None = None
+    """Start from a PyTorch checkpoint: a file with the state dicts `model` and `optimizer`, and `scheduler` if any."""
+    export_torch: Path | None = None
+    """Write such a checkpoint after the last epoch."""
     run_dir: Path | None = None
     """Where the run is recorded: a new or empty directory, by default runs/TIME-RECIPE."""
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -134,6 +138,9 @@ def check(config: Config) -> None:
         raise UsageError(f"--ema {config.ema}: must be in [0, 1]")
     if config.dataset == "cifar10" and config.data_dir is None:
         raise UsageError("--dataset cifar10: say where it is with --data-dir DIR, a directory that TFDS prepared")
+    out = config.export_torch
+    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
+        raise UsageError(f"--export-torch {out}: is a directory, or in one that does not exist")
     run_dir = config.run_dir
     if run_dir is not None and run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
         raise UsageError(f"--run-dir {run_dir}: exists and is not an empty directory; give another")

@@ -18,6 +18,7 @@ from train.loop import fit
 from train.model import init_params
 from train.start import initial_params
 from train.step import init, make_step
+from train.torch_checkpoint import Checkpoint
 from train.training import Training, make_training
 
 INTERRUPTED = 130
@@ -30,6 +31,7 @@ def run(config: Config) -> int:
     training = make_training(config)
     _check_step(config, training)
     _check_total_steps(config, training, len(examples.labels))
+    checkpoint = Checkpoint(config, training)
     folder = metrics.create_folder(config)
 
     console = Console(highlight=False, soft_wrap=True)
@@ -48,8 +50,8 @@ def run(config: Config) -> int:
     try:
         with bar:
             task = bar.add_task("", total=_steps(config, len(examples.labels)))
-            params = initial_params(config)
-            for epoch in fit(config, training, params, examples, test, lambda steps: bar.advance(task, steps)):
+            params, advance = checkpoint.params(initial_params(config)), lambda steps: bar.advance(task, steps)
+            for epoch in fit(config, training, params, examples, test, advance, around=checkpoint.around):
                 epochs.append(epoch)
                 metrics.append(folder, epoch)
                 console.print(metrics.line(epoch))
@@ -62,6 +64,8 @@ def run(config: Config) -> int:
         if not epochs[-1].finite:
             print(diverged(config, epochs[-1]), file=sys.stderr)
             status = 1
+        elif status == 0:
+            checkpoint.save(epochs[-1])
     console.print(f"the run is in {folder}{Path('/')}")
     return status
 

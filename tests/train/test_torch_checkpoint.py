@@ -1,0 +1,120 @@
+"""`--resume-torch` and `--export-torch`: a torch run goes on here, and a run of ours in torch."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from train.__main__ import main
+
+torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
+from tests.train import torch_side  # noqa: E402
+from train import data  # noqa: E402
+from train.config import parse  # noqa: E402
+from train.start import initial_params  # noqa: E402
+
+FLAGS = (
+    "--limit 24 --batch-size 4 --option momentum=0.9 --scheduler exponential_lr --scheduler-option gamma=0.5 --quiet"
+)
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *argv: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["train", *FLAGS.split(), *map(str, argv)])
+    return main()
+
+
+class TorchRun:
+    """The same run in torch, in its own names."""
+
+    def __init__(self) -> None:
+        config = parse(FLAGS.split())
+        self.examples = data.load("digits", "test").first(config.limit)
+        self.model = torch_side.network(initial_params(config))
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)
+        self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, 0.5)
+
+    def states(self) -> dict[str, Any]:
+        return {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
+
+    def save(self, path: Path) -> Path:
+        torch.save({name: one.state_dict() for name, one in self.states().items()}, path)
+        return path
+
+    def load(self, path: Path) -> None:
+        written = torch.load(path, weights_only=True)
+        for name, one in self.states().items():
+            one.load_state_dict(written[name])
+
+    def epoch(self) -> None:
+        for start in range(0, 24, 4):
+            images, labels = (x[start : start + 4] for x in self.examples)
+            self.optimizer.zero_grad()
+            logits = self.model(torch_side.to_tensor(images))
+            torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels).long()).backward()
+            self.optimizer.step()
+        self.scheduler.step()
+
+
+def assert_close(ours: Path, theirs: TorchRun) -> None:
+    written = torch.load(ours, weights_only=True)
+    for name, value in theirs.model.state_dict().items():
+        np.testing.assert_allclose(written["model"][name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+    state = theirs.optimizer.state_dict()
+    for i, one in state["state"].items():
+        buffer = written["optimizer"]["state"][i]["momentum_buffer"]
+        np.testing.assert_allclose(buffer, one["momentum_buffer"], rtol=1e-3, atol=1e-4)
+    (group,), (expected,) = written["optimizer"]["param_groups"], state["param_groups"]
+    assert {name: group[name] for name in expected} == expected
+    assert written["scheduler"] == theirs.scheduler.state_dict()
+
+
+def test_there_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = TorchRun()
+    theirs.epoch()
+    half = theirs.save(tmp_path / "half.pt")
+    out = tmp_path / "out.pt"
+    argv = ["--resume-torch", half, "--export-torch", out, "--epochs", 1, "--run-dir", tmp_path / "a"]
+    assert command(monkeypatch, *argv) == 0
+    theirs.epoch()
+    assert_close(out, theirs)
+
+    again = TorchRun()  # from ours, on in torch
+    again.load(out)
+    again.epoch()
+    theirs.epoch()
+    for ours, expected in zip(again.model.parameters(), theirs.model.parameters(), strict=True):
+        np.testing.assert_allclose(ours.detach(), expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_what_cannot_be_resumed_or_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = TorchRun()
+    (tmp_path / "no.pt").write_text("not a file of torch's")
+    torch.save({"weights": {}}, tmp_path / "empty.pt")
+    torch.save({"model": {"w": torch.ones(2)}, "optimizer": theirs.optimizer.state_dict()}, tmp_path / "other.pt")
+    theirs.optimizer.param_groups[0]["nesterov"] = True
+    theirs.save(tmp_path / "nesterov.pt")
+    run = ["--run-dir", tmp_path / "run"]
+    for name, message in {
+        "missing.pt": "No such file",
+        "no.pt": "no.pt",
+        "empty.pt": "it is not a dict with 'model' or 'model_state_dict' or 'state_dict'",
+        "other.pt": "torch's 'w' (w [2]) has no counterpart",
+        "nesterov.pt": "its optimizer has nesterov=True, this run's False: write --option nesterov=True",
+    }.items():
+        assert command(monkeypatch, "--resume-torch", tmp_path / name, *run) == 2
+        printed = capsys.readouterr().err
+        assert printed.startswith(f"error: --resume-torch {tmp_path / name}: ")
+        assert message in printed
+    assert command(monkeypatch, "--export-torch", tmp_path / "nowhere" / "out.pt", *run) == 2
+    assert "in one that does not exist" in capsys.readouterr().err
+    for optimizer, message in {"adafactor": "factors the last two axes", "nonlinear_cg": "torch has no"}.items():
+        monkeypatch.setattr(
+            sys, "argv", ["train", "--optimizer", optimizer, "--export-torch", str(tmp_path / "out.pt")]
+        )
+        assert main() == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
