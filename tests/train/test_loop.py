@@ -103,22 +103,15 @@ def test_evaluates_every_example_once() -> None:
 RUNS = {
     "batch of one": Config(lr=0.01, epochs=2),
     "momentum": SHORT,
-    "schedule by step, clipped": replace(
+    "schedule by step, clipped, accumulated, averaged": replace(
         SHORT,
         clip_grad_norm=0.5,
-        scheduler="one_cycle_lr",
-        scheduler_option=("max_lr=0.1", "total_steps=12"),
-        scheduler_interval="step",
-        epochs=4,
-    ),
-    "accumulated, averaged": replace(
-        SHORT,
         accumulate=2,
         ema=0.6,
-        scheduler="exponential_lr",
-        scheduler_option=("gamma=0.5",),
+        scheduler="one_cycle_lr",
+        scheduler_option=("max_lr=0.1", "total_steps=6"),
         scheduler_interval="step",
-        epochs=3,
+        epochs=4,
     ),
     "plateau by epoch": replace(
         SHORT, scheduler="reduce_lr_on_plateau", scheduler_option=("patience=0", "threshold=0.5"), epochs=4
