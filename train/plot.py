@@ -1,5 +1,6 @@
 """The picture of a run: loss, accuracy and learning rate, step by step and epoch by epoch."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from train.config import Config
 from train.epoch import Epoch
 
+TITLE_WIDTH = 105  # characters
 BINS = 250  # points of a curve over the steps
 TRAIN, TEST, EMA, STOP = "#2563eb", "#ea580c", "#16a34a", "#dc2626"
 
@@ -100,4 +102,4 @@ def _title(config: Config, images: int) -> str:
         *([] if config.accumulate == 1 else [f"a step every {config.accumulate} batches"]),
         *([] if config.ema is None else [f"weights averaged with decay {config.ema:g}"]),
     ]
-    return first + (f"\n{', '.join(more)}" if more else "")
+    return "\n".join(line for text in (first, ", ".join(more)) for line in textwrap.wrap(text, TITLE_WIDTH))
