@@ -47,7 +47,7 @@ def init(training: Training, params: Params) -> State:
 def make_step(training: Training) -> Step:
     """`(state, images, labels) -> (state, metrics, rates)`; the state is donated."""
 
-    closure = _printed_loss if training.closures else _loss
+    closure = _printed_loss if training.closures else batch_loss
 
     @partial(jax.jit, donate_argnums=0)
     def step(state: State, images: Any, labels: Any) -> tuple[State, Metrics, Rates]:
@@ -84,17 +84,20 @@ def _where_stepped(opt_state: Any, new: Any, old: Any) -> Any:
 @jax.jit
 def evaluate(params: Params, images: UInt8[Array, "batch 32 32 3"], labels: Int[Array, " batch"]) -> Metrics:
     """The metrics of a batch, without a step."""
-    return _loss(params, images, labels)[1]
+    return batch_loss(params, images, labels)[1]
 
 
 def _printed_loss(params: Params, images: Any, labels: Any) -> tuple[Float[Array, ""], Metrics]:
     """The loss for a loop of evaluations, printed at each, as torch's users print it in a closure."""
-    loss, metrics = _loss(params, images, labels, Network(convolve_by_rows))
+    loss, metrics = batch_loss(params, images, labels, Network(convolve_by_rows))
     jax.debug.print("closure: loss {:.6f}", loss, ordered=True)
     return loss, metrics
 
 
-def _loss(params: Params, images: Any, labels: Any, network: Network = _NETWORK) -> tuple[Float[Array, ""], Metrics]:
+def batch_loss(
+    params: Params, images: Any, labels: Any, network: Network = _NETWORK
+) -> tuple[Float[Array, ""], Metrics]:
+    """The loss to minimize, and the metrics of its batch."""
     logits: Any = network.apply({"params": params}, images)
     loss = cross_entropy(logits, labels)
     return loss, Metrics(loss, (logits.argmax(axis=1) == labels).sum())
