@@ -5,10 +5,9 @@ import pickle
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -24,11 +23,14 @@ from train.start import initial_params
 from train.step import Metrics, Rates, State
 from train.training import Training, optimizer_options, scheduler_options
 
-TORCH = {"OMP_NUM_THREADS": "1"}
+T = TypeVar("T")
+Environment = dict[str, str]
+
+TORCH: Environment = {"OMP_NUM_THREADS": "1"}
 # What torch is compared with itself by. At a batch of one its one and two threads have the same bits. The others are
 # torch on a CPU with fewer vector instructions: its convolutions (oneDNN) with SSE 4.1, its own kernels without AVX.
 # (Without AVX torch draws other last bits of the initial weights too, so that one is given those of the others.)
-YARDSTICKS: Mapping[str, Mapping[str, str]] = {
+YARDSTICKS: dict[str, Environment] = {
     "2 threads": {"OMP_NUM_THREADS": "2"},
     "oneDNN with SSE 4.1": TORCH | {"ONEDNN_MAX_CPU_ISA": "SSE41"},
     "ATen without AVX": TORCH | {"ATEN_CPU_CAPABILITY": "default"},
@@ -36,8 +38,6 @@ YARDSTICKS: Mapping[str, Mapping[str, str]] = {
 EPS = float(np.finfo(np.float32).eps)
 NAMES = tuple(SHAPES)
 STARTS = np.cumsum([0, *(int(np.prod(shape)) for shape in SHAPES.values())])[:-1]
-
-T = TypeVar("T")
 
 
 class TorchError(RuntimeError):
@@ -47,7 +47,7 @@ class TorchError(RuntimeError):
 class TorchProcess:
     """A process that trains in PyTorch; it reads its environment when it imports torch."""
 
-    def __init__(self, task: Task, environment: Mapping[str, str]):
+    def __init__(self, task: Task, environment: Environment):
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         command = [sys.executable, "-m", "train.compare.torch_run"]
         pipe, env = subprocess.PIPE, {**os.environ, **environment}
@@ -77,7 +77,7 @@ class TorchProcess:
 
 
 @contextmanager
-def torch_process(task: Task, environment: Mapping[str, str]) -> Iterator[TorchProcess]:
+def torch_process(task: Task, environment: Environment) -> Iterator[TorchProcess]:
     """A process that is ended when the block is left."""
     process = TorchProcess(task, environment)
     try:
@@ -86,11 +86,11 @@ def torch_process(task: Task, environment: Mapping[str, str]) -> Iterator[TorchP
         process.close()
 
 
-def task(kind: Kind, config: Config, environment: Mapping[str, str], step: int = 0, path: Path | None = None) -> Task:
+def make_task(kind: Kind, config: Config, environment: Environment, **more: Any) -> Task:
     """What a process with that environment is to do."""
     weights = weights_in_torch(initial_params(config)) if "ATEN_CPU_CAPABILITY" in environment else None
     schedule = None if config.scheduler is None else scheduler_options(config)
-    return Task(kind, config, optimizer_options(config), schedule, weights, step, path)
+    return Task(kind, config, optimizer_options(config), schedule, weights, **more)
 
 
 class Parting(NamedTuple):
@@ -151,9 +151,14 @@ class Lockstep:
         """Run, yielding each epoch. It ends where our loss is no longer finite."""
         with ExitStack() as stack:
             environments = {"1 thread": TORCH, **YARDSTICKS}
-            processes = [
-                stack.enter_context(torch_process(task("run", self.config, each), each))
+            every = needs_test(self.config, self.training)
+            tasks = [
+                make_task("run", self.config, each, evaluates=test is not None and (every or each is TORCH))
                 for each in environments.values()
+            ]
+            processes = [
+                stack.enter_context(torch_process(task, each | {"OMP_WAIT_POLICY": "passive"}))
+                for task, each in zip(tasks, environments.values(), strict=True)
             ]
             params = initial_params(self.config)
             self.hello = {name: each.read(Hello) for name, each in zip(environments, processes, strict=True)}
@@ -199,7 +204,13 @@ def alone(
     config: Config, training: Training, examples: Examples, test: Examples | None
 ) -> tuple[list[Epoch], list[Epoch]]:
     """Both runs again, one after the other, with all of the machine and nothing to say of a step: for their speed."""
+    test = test if needs_test(config, training) else None
     ours = list(fit(config, training, initial_params(config), examples, test))
-    with torch_process(task("time", config, {}), {}) as process:
+    with torch_process(make_task("time", config, {}, evaluates=test is not None), {}) as process:
         process.read(Hello)
         return ours, [process.read(Epoch) for _ in ours]
+
+
+def needs_test(config: Config, training: Training) -> bool:
+    """Whether the run depends on its evaluations."""
+    return config.evaluates and training.needs_metric and not training.every_step

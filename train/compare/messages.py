@@ -9,6 +9,7 @@ from jaxtyping import Float32, Float64, UInt8
 from train.config import Config
 
 Kind = Literal["run", "time", "part", "redo"]
+Choices = UInt8[np.ndarray, "batch channels height width"]
 Vector = Float32[np.ndarray, " size"]  # arrays one after the other, in torch's order and layouts
 
 
@@ -22,8 +23,10 @@ class Task(NamedTuple):
       optimizer: the optimizer's options.
       scheduler: the scheduler's.
       weights: where the run starts, by torch's names, if not where the seed says.
+      evaluates: whether it evaluates on the test split after every epoch.
       step: a batch of that step, from 1.
       path: what is written and read.
+      choices: what max pooling is to choose in `redo`, whatever is the largest; as in `Redone`.
     """
 
     kind: Kind
@@ -31,8 +34,10 @@ class Task(NamedTuple):
     optimizer: dict[str, Any]
     scheduler: dict[str, Any] | None
     weights: dict[str, np.ndarray] | None = None
+    evaluates: bool = False
     step: int = 0
     path: Path | None = None
+    choices: list[Choices] | None = None
 
 
 class Hello(NamedTuple):
@@ -69,7 +74,7 @@ class Redone(NamedTuple):
     """
 
     losses: Float64[np.ndarray, " batches"]
-    choices: list[UInt8[np.ndarray, "batch channels height width"]]
+    choices: list[Choices]
     grads: Vector
     step: Vector
     update: Vector

@@ -8,7 +8,7 @@ import itertools
 import pickle
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -134,6 +134,8 @@ class Run:
     def evaluate(self) -> list[tuple[float, float] | None]:
         """Mean loss and accuracy on the test split, of the network and of the average of weights."""
         if self.test is None:
+            if self.config.evaluates:
+                loader(1, 1, shuffle=False)  # draws a seed
             return [None, None]
         models = [self.model, *([] if self.average is None else [self.average])]
         sums = np.zeros((len(models), 2))
@@ -186,11 +188,13 @@ def snapshot(run: Run, step: int) -> dict[str, Any]:
     raise ValueError(f"the run has no step {step}")
 
 
-def redo(run: Run, state: Mapping[str, Any]) -> Redone:
-    """The step of the optimizer that `snapshot` stopped before."""
-    parameters, choices = list(run.model.parameters()), []
-    pools = [module for module in run.model if isinstance(module, torch.nn.MaxPool2d)]
-    hooks = [pool.register_forward_hook(lambda _, inputs, __: choices.append(choice(*inputs))) for pool in pools]
+def redo(run: Run, state: Mapping[str, Any], choices: Sequence[np.ndarray] | None = None) -> Redone:
+    """The step of the optimizer that `snapshot` stopped before; with these choices of the max pooling, if any."""
+    parameters, chosen, given = list(run.model.parameters()), [], iter(choices or ())
+
+    def pool(_: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        chosen.append(largest(*inputs) if choices is None else next(given))
+        return output if choices is None else pick(*inputs, chosen[-1])
 
     def restore() -> None:
         run.model.load_state_dict(state["model"])
@@ -198,6 +202,7 @@ def redo(run: Run, state: Mapping[str, Any]) -> Redone:
         run.optimizer.zero_grad()
 
     restore()
+    hooks = [one.register_forward_hook(pool) for one in run.model if isinstance(one, torch.nn.MaxPool2d)]
     losses = np.array([run.backward(batch.numpy())[0] for batch in state["batches"]])
     for hook in hooks:
         hook.remove()
@@ -211,20 +216,26 @@ def redo(run: Run, state: Mapping[str, Any]) -> Redone:
             run.closure_step(state["batches"][0].numpy())
         run.update()
         after.append(vector(parameters))
-    return Redone(losses, choices, vector(grads), *after)
+    return Redone(losses, chosen, vector(grads), *after)
 
 
-def choice(x: torch.Tensor) -> np.ndarray:
+def largest(x: torch.Tensor) -> np.ndarray:
     """Which value of each 2x2 window is the largest: 0 to 3."""
     at = torch.nn.functional.max_pool2d(x.detach(), 2, return_indices=True)[1].numpy()
     return (at // x.shape[3] % 2 * 2 + at % 2).astype(np.uint8)
+
+
+def pick(x: torch.Tensor, choice: np.ndarray) -> torch.Tensor:
+    """One value of each 2x2 window: 0 to 3."""
+    windows = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).transpose(3, 4).flatten(4)
+    return windows.gather(4, torch.from_numpy(choice).long()[..., None])[..., 0]
 
 
 def main() -> None:
     task: Task = pickle.load(sys.stdin.buffer)
     config = task.config
     examples = data.load(config.dataset, config.split, config.data_dir).first(config.limit)
-    run = Run(task, examples, data.load(config.dataset, "test", config.data_dir) if config.evaluates else None)
+    run = Run(task, examples, data.load(config.dataset, "test", config.data_dir) if task.evaluates else None)
     if task.kind == "part":
         assert task.path is not None
         state = snapshot(run, task.step)
@@ -236,7 +247,7 @@ def main() -> None:
         send(done)
     elif task.kind == "redo":
         assert task.path is not None
-        send(redo(run, torch.load(task.path)))
+        send(redo(run, torch.load(task.path), task.choices))
     else:
         shapes = {name: tuple(parameter.shape) for name, parameter in run.model.named_parameters()}
         threads, instructions = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
