@@ -23,13 +23,19 @@ import numpy as np
 
 from jaxopt_port.param_groups import is_box, leaf_paths
 from jaxopt_port.scalars import float64
-from jaxopt_port.torch_interop.array_layout import Kind, Shape
+from jaxopt_port.torch_interop.array_layout import Kind as Kind
+from jaxopt_port.torch_interop.array_layout import Layout as Layout
+from jaxopt_port.torch_interop.array_layout import Shape
 from jaxopt_port.torch_interop.array_layout import convolution as convolution
 from jaxopt_port.torch_interop.array_layout import flattened as flattened
+from jaxopt_port.torch_interop.array_layout import from_heads as from_heads
 from jaxopt_port.torch_interop.array_layout import linear as linear
 from jaxopt_port.torch_interop.array_layout import same as same
+from jaxopt_port.torch_interop.array_layout import to_heads as to_heads
 from jaxopt_port.torch_interop.array_layout import transposed_convolution as transposed_convolution
-from jaxopt_port.torch_interop.module_pairs import Entry, Pairing, flax_modules, torch_modules
+from jaxopt_port.torch_interop.module_pairs import Entry as Entry
+from jaxopt_port.torch_interop.module_pairs import Pairing, flax_modules, torch_modules
+from jaxopt_port.torch_interop.module_pairs import Source as Source
 
 Tree = Any
 COLLECTIONS = ("params", "batch_stats")

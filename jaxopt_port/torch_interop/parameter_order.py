@@ -43,7 +43,8 @@ def parameters(params: Any, mapping: "layout.Mapping | None") -> list[Parameter]
         same = [layout.same(shape, shape) for shape in shapes]
         entries = [Entry(Source(p, s), p, one) for p, s, one in zip(paths, shapes, same, strict=True) if one]
         return [Parameter(e.path, e.layout.torch, (i,), (e,)) for i, e in enumerate(entries)]
-    missing = [path for path in paths if path not in {entry.path for entry in mapping.entries}]
+    mapped = {entry.path for entry in mapping.entries}
+    missing = [path for path in paths if path not in mapped]
     if missing:
         raise ValueError(f"parameters that are not in the mapping: {', '.join(missing)}")
     at, found = {path: i for i, path in enumerate(paths)}, []

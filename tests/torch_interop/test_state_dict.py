@@ -226,6 +226,21 @@ def test_lbfgs_vectors_move_with_the_layout() -> None:
         load_optimizer(optim.lbfgs, {**state_dict, "state": {0: {**one, "d": vector[1:]}}}, DENSE, mapping)
 
 
+def test_lbfgs_has_complex_numbers_as_pairs() -> None:
+    params = {"kernel": jnp.ones((2, 1), jnp.complex64)}
+    mapping = layout.infer({"weight": (1, 2)}, params)
+    vector = np.array([1, 2, 3, 4], np.float32)  # 1 + 2i, 3 + 4i
+    one = {"func_evals": 1, "n_iter": 1, "d": vector, "t": 0.5, "old_dirs": [], "old_stps": [], "ro": [], "H_diag": 1}
+    group = {"lr": 1, "max_iter": 3, "max_eval": 4, "tolerance_grad": 1e-7, "tolerance_change": 1e-9}
+    group |= {"history_size": 2, "line_search_fn": "strong_wolfe", "params": [0]}
+    state_dict = {"state": {0: {**one, "prev_flat_grad": vector, "prev_loss": 1.0}}, "param_groups": [group]}
+    optimizer, state = load_optimizer(optim.lbfgs, state_dict, params, mapping)
+    np.testing.assert_array_equal(state.slots.d, vector)
+    exported = optimizer_state_dict(optimizer, state, params, mapping)["state"][0]
+    np.testing.assert_array_equal(exported["d"], vector)
+    assert (exported["old_dirs"], exported["prev_loss"]) == ([], 1.0)
+
+
 def test_boxed_parameters_get_boxed_moments() -> None:
     params = nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Param)
     mapping = layout.infer({"weight": (3, 2), "bias": (3,)}, params)

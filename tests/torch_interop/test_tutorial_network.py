@@ -67,6 +67,9 @@ def test_momentum_moves_with_the_weights(params: Any, mapping: layout.Mapping) -
     state_dict, names = arrays(sgd.state_dict()), [name for name, _ in model.named_parameters()]
     ours = layout.to_flax(mapping, arrays(model.state_dict()), params)
     optimizer, state = load_optimizer(optim.sgd, state_dict, ours, mapping)
+    _, of_tensors = load_optimizer(
+        optim.sgd, sgd.state_dict(), ours, mapping
+    )  # live ones, that torch goes on to change
     buffers = {
         layer: {name: slot.momentum_buffer for name, slot in slots.items()} for layer, slots in state.slots.items()
     }
@@ -83,6 +86,8 @@ def test_momentum_moves_with_the_weights(params: Any, mapping: layout.Mapping) -
     )
 
     grads = step(model, sgd)
+    for tensor, array in zip(jax.tree.leaves(of_tensors), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(tensor, array)
     new, _ = optimizer.step(layout.to_flax(mapping, grads, ours), state, ours)
     for name, value in layout.to_torch(mapping, new).items():
         expected = arrays(model.state_dict())[name]
