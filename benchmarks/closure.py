@@ -126,7 +126,7 @@ def with_torch(problem: Problem) -> Run:
     def closure() -> Any:
         loss, grad = value_and_grad(x.detach().numpy())
         x.grad = torch.from_numpy(np.array(grad))
-        return torch.tensor(float(loss))
+        return torch.tensor(float(loss), dtype=torch.float64)
 
     optimizer.step(closure)
     closure()
