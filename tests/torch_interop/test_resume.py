@@ -37,8 +37,9 @@ def found() -> dict[tuple[str, str], list[Any]]:
 def test_a_run_goes_on_where_it_was(found: dict[tuple[str, str], list[Any]], name: str, kind: str) -> None:
     bits_here, distance_here, bits_there, distance_there, not_torchs = found[name, kind]
     limits = LIMITS.get((name, kind))
+    if name != "adafactor":  # whose sums are in another order
+        assert not_torchs == []  # the state dict that we write after 5 steps is torch's own
     if limits is None:
         assert (bits_here, bits_there) == (0, 0)
-        assert not_torchs == []  # the state dict that we write after 5 steps is torch's own
     else:
         assert max(distance_here, distance_there) <= limits[100]
