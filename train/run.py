@@ -29,8 +29,7 @@ def run(config: Config) -> int:
     examples = data.load(config.dataset, config.split, config.data_dir).first(config.limit)
     test = data.load(config.dataset, "test", config.data_dir) if config.evaluates else None
     training = make_training(config)
-    _check_step(config, training)
-    _check_total_steps(config, training, len(examples.labels))
+    check(config, training, len(examples.labels))
     checkpoint = Checkpoint(config, training)
     folder = metrics.create_folder(config)
 
@@ -68,6 +67,12 @@ def run(config: Config) -> int:
             checkpoint.save(epochs[-1])
     console.print(f"the run is in {folder}{Path('/')}")
     return status
+
+
+def check(config: Config, training: Training, examples: int) -> None:
+    """Raise a UsageError for what the run of so many examples would fail at, before any work is done."""
+    _check_step(config, training)
+    _check_total_steps(config, training, examples)
 
 
 def _check_step(config: Config, training: Training) -> None:

@@ -152,6 +152,8 @@ def our_step(
     step = jax.jit(training.optimizer.step)
 
     def stepped(grad: Params) -> Params:
+        if training.closures:  # which evaluate the gradient themselves
+            return training.optimizer.step_closure(batch_loss, opt_state, params, *batches[0], has_aux=True)[1]
         new, state = step(grad, opt_state, params)
         for _ in batches[1:]:  # every_k: the gradients are there already
             new, state = step(jax.tree.map(jnp.zeros_like, grad), state, new)

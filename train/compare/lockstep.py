@@ -126,13 +126,16 @@ class Lockstep:
       bound: of a parameter's distance, in eps of its largest value.
 
     After `epochs` it holds `distances`: for each step, how far our parameters are from torch's, and below that those
-    of each of `YARDSTICKS` are, in eps of the parameter's largest value.
+    of each of `YARDSTICKS` are, in eps of the parameter's largest value; `parting`, where they first are further off
+    than the bound; and `stopped`, the step at which our loss was not finite, with our loss there and torch's.
     """
 
     def __init__(self, config: Config, training: Training, bound: float):
         self.config, self.training, self.bound = config, training, bound
         self.parting: Parting | None = None
+        self.stopped: tuple[int, float, float] | None = None
         self.hello: dict[str, Hello] = {}
+        self._torch_losses: list[float] = []
         self._distances: list[Float[np.ndarray, "sides parameters"]] = []
         self._before: State | None = None
         self._window: list[np.ndarray] = []
@@ -165,6 +168,7 @@ class Lockstep:
             watch = lambda advance: self._watched(advance, processes)  # noqa: E731
             for ours in fit(self.config, self.training, params, examples, test, scan=False, around=watch):
                 if not ours.finite:
+                    self.stopped = ours.step, float(ours.losses[-1]), self._torch_losses[ours.step - 1]
                     return
                 torch, *others = (process.read(Epoch) for process in processes)
                 yield Pair(ours, torch, others)
@@ -174,9 +178,10 @@ class Lockstep:
             if self.parting is None:
                 self._remember(state, chunk)
             state, metrics, rates = advance(state, chunk)
-            torch, *others = (process.read(Step).params for process in processes)
-            sides = [vector(state.params), *others]
-            self._distances.append(np.stack([distance(side, torch) for side in sides]))
+            torch, *others = (process.read(Step) for process in processes)
+            self._torch_losses.append(torch.loss)
+            sides = [vector(state.params), *(other.params for other in others)]
+            self._distances.append(np.stack([distance(side, torch.params) for side in sides]))
             beyond = ~(self._distances[-1][0] <= self.bound)
             if self.parting is None and beyond.any():
                 assert self._before is not None

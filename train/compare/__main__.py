@@ -1,0 +1,68 @@
+"""The command line: parse, compare, done."""
+
+import argparse
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from train.config import Config, parse
+from train.errors import UsageError
+
+BOUND = 32.0
+REPORT = Path("report.html")
+
+
+def arguments(argv: Sequence[str]) -> tuple[Config, float, Path]:
+    """The run, the bound and where the report goes."""
+    parser = argparse.ArgumentParser(
+        prog="python -m train.compare",
+        usage="%(prog)s [--bound EPS] [--report PATH] [the flags of python -m train]",
+        description="Run the same training in PyTorch and here, from the seed alone (--init torch), step by step; say "
+        "where the two part and what made it; and write a page about it.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--bound",
+        type=float,
+        default=BOUND,
+        metavar="EPS",
+        help="a parameter has parted when it is further off than so many eps of its largest value (default: "
+        "%(default)g)",
+    )
+    parser.add_argument("--report", type=Path, default=REPORT, help="the page (default: %(default)s)")
+    own, rest = parser.parse_known_args(argv)
+    config = dataclasses.replace(parse(rest), init="torch")
+    if not own.bound >= 0:
+        raise UsageError(f"--bound {own.bound}: must be at least 0")
+    if own.report.is_dir() or not own.report.absolute().parent.is_dir():
+        raise UsageError(f"--report {own.report}: is a directory, or in one that does not exist")
+    for name, remedy in (
+        ("run_dir", "no run folder is written; say where the page goes with --report PATH"),
+        ("resume_torch", "both runs start from the seed; leave it out"),
+        ("export_torch", "no checkpoint is written; leave it out"),
+    ):
+        if getattr(config, name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')} {getattr(config, name)}: {remedy}")
+    if config.optimizer == "nonlinear_cg":
+        raise UsageError("--optimizer nonlinear_cg: torch has none to compare with; take lbfgs")
+    if importlib.util.find_spec("torch") is None:
+        raise UsageError("PyTorch is not installed, and is what to compare with: pip install torch")
+    return config, own.bound, own.report
+
+
+def main() -> int:
+    try:
+        config, bound, report = arguments(sys.argv[1:])
+        from train.compare.comparison import compare  # imports JAX, which --help does not need
+        from train.training import make_training
+
+        return compare(config, make_training(config), bound, report)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
