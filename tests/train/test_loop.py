@@ -14,7 +14,7 @@ from train import data, loop
 from train.config import Config
 from train.loop import Epoch, evaluate_all, fit
 from train.model import Network, cross_entropy, init_params
-from train.start import epoch_order
+from train.start import epoch_order, initial_params
 from train.training import Training, make_training
 
 SHORT = Config(lr=0.01, batch_size=16, epochs=2, option=("momentum=0.9",), shuffle=True)
@@ -38,7 +38,7 @@ def training(config: Config) -> Training:
 def epochs(config: Config, **kwargs: Any) -> Iterator[Epoch]:
     some = data.load("digits", "test").first(config.limit or EXAMPLES)
     same = replace(Config(), **{name: getattr(config, name) for name in CHANGES})
-    return fit(config, training(same), init_params(jax.random.key(config.seed)), some, **kwargs)
+    return fit(config, training(same), initial_params(config), some, **kwargs)
 
 
 def test_scan_takes_the_same_steps_and_stops_where_told() -> None:
@@ -123,16 +123,24 @@ RUNS = {
 def test_it_is_torchs_run(name: str) -> None:
     """Losses, learning rates (to the last bit) and the loss of the average of weights."""
     pytest.importorskip("torch")
-    from tests.train import torch_side
+    from train.compare.lockstep import make_task
+    from train.compare.torch_run import Run
 
-    config, examples = RUNS[name], data.load("digits", "test").first(EXAMPLES)
-    theirs = list(torch_side.epochs(config, init_params(jax.random.key(config.seed)), examples))
-    ours = list(epochs(config, test=examples if config.ema else None))
+    config, examples = replace(RUNS[name], init="torch"), data.load("digits", "test").first(EXAMPLES)
+    test = examples if config.ema else None
+    run, theirs = Run(make_task("run", config, {}), examples, test), []
+    for number, batches in run.epochs():
+        for batch in batches:
+            run.step(batch)
+        theirs.append(run.end_epoch(number))
+    ours = list(epochs(config, test=test))
     np.testing.assert_allclose([e.running_loss for e in ours], [e.running_loss for e in theirs], rtol=1e-5)
-    assert [e.lr[-1].tolist() for e in ours] == [e.lr for e in theirs]
+    for mine, its in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(mine.lr, its.lr)
+        np.testing.assert_array_equal(mine.correct, its.correct)
     if config.scheduler is not None:
         assert len({lr for e in ours for lr in e.lr[:, 0]}) > 1
     if config.ema is not None:
-        averages = [e.ema_test[0] for e in ours if e.ema_test is not None]
-        np.testing.assert_allclose(averages, [e.ema_loss or 0.0 for e in theirs], rtol=1e-5)
+        averages = [[e.ema_test[0] for e in side if e.ema_test is not None] for side in (ours, theirs)]
+        np.testing.assert_allclose(*averages, rtol=1e-5)
         assert ours[-1].test != ours[-1].ema_test

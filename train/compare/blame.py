@@ -1,6 +1,7 @@
 """What parts the two runs at a step: both do it again from torch's own parameters, state and gradients."""
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -170,7 +171,8 @@ def our_step(
 
 def choices(params: Params, images: np.ndarray) -> list[np.ndarray]:
     """Which value of each max-pooling window is the largest: 0 to 3; by layer, with channels first."""
-    seen: Any = Network().apply({"params": params}, images, capture_intermediates=True, mutable=["intermediates"])[1]
+    apply = jax.jit(partial(Network().apply, capture_intermediates=True, mutable=["intermediates"]))
+    seen: Any = apply({"params": params}, images)[1]
     chosen = []
     for layer in ("Conv_0", "Conv_1", "Conv_2"):
         x = np.asarray(seen["intermediates"][layer]["__call__"][0]).transpose(0, 3, 1, 2)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 30, 38  # margins, in pixels
+LEFT, RIGHT, TOP, BOTTOM = 68, 16, 30, 38  # margins, in pixels
 SMALLEST = 1e-300
 
 
@@ -29,17 +29,18 @@ class Line(NamedTuple):
 
 
 class Axis:
-    """From numbers to pixels, and the ticks."""
+    """From numbers to pixels, and the ticks. A tight one ends where the numbers do."""
 
-    def __init__(self, values: np.ndarray, start: float, end: float, log: bool):
+    def __init__(self, values: np.ndarray, start: float, end: float, log: bool, tight: bool):
         self.log, self.start, self.end = log, start, end
         low, high = (float(values.min()), float(values.max())) if len(values) else (1.0, 10.0)
         if log:
-            self.low, self.high = math.floor(math.log10(low)), math.ceil(math.log10(high))
-            self.high += self.high == self.low
-        else:
-            margin = 0.04 * (high - low) or 1.0
-            self.low, self.high = low - margin, high + margin
+            low, high = math.log10(low), math.log10(high)
+            if not tight:
+                low, high = math.floor(low), math.ceil(high)
+        elif not tight:
+            low, high = low - 0.04 * (high - low), high + 0.04 * (high - low)
+        self.low, self.high = (low, high) if low < high else (low - 0.5, high + 0.5)
 
     def __call__(self, values: np.ndarray | float) -> np.ndarray:
         values = np.log10(np.maximum(values, SMALLEST)) if self.log else np.asarray(values)
@@ -47,8 +48,8 @@ class Axis:
 
     def ticks(self) -> list[float]:
         if self.log:
-            every = -(-(self.high - self.low) // 6)
-            return [10.0**power for power in range(int(self.low), int(self.high) + 1, int(every))]
+            powers = range(math.ceil(self.low), math.floor(self.high) + 1)
+            return [10.0**power for power in powers[:: -(-len(powers) // 6) or 1]]
         step = 10.0 ** math.floor(math.log10((self.high - self.low) / 3))
         step *= next(times for times in (5, 2, 1) if (self.high - self.low) / (step * times) >= 3 or times == 1)
         first = math.ceil(self.low / step)
@@ -74,7 +75,7 @@ def line_chart(
     width, height = size
     shown = [_shown(line, log) for line in lines]
     axes = [
-        Axis(np.concatenate([getattr(line, name) for line in shown]), start, end, is_log)
+        Axis(np.concatenate([getattr(line, name) for line in shown]), start, end, is_log, tight=name == "x")
         for name, start, end, is_log in zip("xy", (LEFT, height - BOTTOM), (width - RIGHT, TOP), log, strict=True)
     ]
     x_axis, y_axis = axes
@@ -88,11 +89,9 @@ def line_chart(
         parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(tick)}</text>')
     for tick in x_axis.ticks():
         x = float(x_axis(tick))
-        if LEFT <= x <= width - RIGHT:
-            parts.append(
-                f'<text class="tick" x="{x:.1f}" y="{height - BOTTOM + 16}" text-anchor="middle">{_number(tick)}</text>'
-            )
-    parts.append(f'<path class="axis" d="M{LEFT} {TOP}V{height - BOTTOM}H{width - RIGHT}"/>')
+        place = f'x="{x:.1f}" y="{height - BOTTOM + 16}"'
+        parts.append(f'<text class="tick" {place} text-anchor="middle">{_number(tick)}</text>')
+    parts.append(f'<path class="axis" fill="none" d="M{LEFT} {TOP}V{height - BOTTOM}H{width - RIGHT}"/>')
     middle = (TOP + height - BOTTOM) / 2
     parts.append(f'<text class="label" x="{width - RIGHT}" y="{height - 6}" text-anchor="end">{labels[0]}</text>')
     parts.append(
@@ -100,7 +99,9 @@ def line_chart(
     )
     for line in shown:
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(x_axis(line.x), y_axis(line.y), strict=True))
-        parts.append(f'<polyline class="{line.style}" points="{points}"><title>{line.name}</title></polyline>')
+        parts.append(
+            f'<polyline class="{line.style}" fill="none" points="{points}"><title>{line.name}</title></polyline>'
+        )
     return "".join([*parts, "</svg>"])
 
 

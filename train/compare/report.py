@@ -18,7 +18,7 @@ from train.compare.verdict import NAMES, eps
 from train.config import Config
 
 OURS, TORCH = "ours", "torch"
-OTHERS = tuple(f"other{i}" for i in range(len(YARDSTICKS)))
+OTHERS = dict(zip(YARDSTICKS, ("other0", "other1", "other2"), strict=True))
 STYLE = """
 :root { color-scheme: light dark; --text: #1f2937; --soft: #6b7280; --back: #ffffff; --line: #e5e7eb; --card: #f9fafb;
   --ours: #2563eb; --torch: #ea580c; --other0: #0d9488; --other1: #a855f7; --other2: #9ca3af; }
@@ -34,6 +34,8 @@ table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabula
 th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1rem; font-size: 14px; }
+dt { color: var(--soft); } dd { margin: 0; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: .5rem; }
 svg { width: 100%; height: auto; } svg text { fill: var(--text); font: 12px system-ui, sans-serif; }
 svg .title { font-weight: 600; font-size: 13px; } svg .tick, svg .label { fill: var(--soft); }
@@ -43,7 +45,7 @@ polyline { fill: none; stroke-width: 1.5; stroke-linejoin: round; }
 .key i { display: inline-block; width: 1.2rem; height: 3px; margin-right: .4rem; vertical-align: middle; }
 """ + "".join(
     f"polyline.{name} {{ stroke: var(--{name}); }} i.{name} {{ background: var(--{name}); }}\n"
-    for name in (OURS, TORCH, *OTHERS)
+    for name in (OURS, TORCH, *OTHERS.values())
 )
 
 
@@ -70,7 +72,7 @@ def page(lockstep: Lockstep, pairs: Sequence[Pair], speeds: Sequence[tuple[float
         "<p>The largest difference from torch with one thread, after each step, in eps (2<sup>-23</sup>) of the "
         "parameter's largest value. The other curves are torch itself: what is below or among them is no further from "
         "torch than torch is. A curve that is not there is zero throughout.</p>",
-        _key([(OURS, "ours"), *((style, f"torch, {name}") for style, name in zip(OTHERS, YARDSTICKS, strict=True))]),
+        _key([(OURS, "ours"), *((OTHERS[name], f"torch, {name}") for name in YARDSTICKS)]),
         _drift(lockstep),
         *([] if blame is None else ["<h2>The step in which they part</h2>", _step(blame)]),
         "<h2>Versions and hardware</h2>",
@@ -140,8 +142,8 @@ def _losses(pairs: Sequence[Pair]) -> str:
 
     both = [curve("torch", TORCH, torch), curve("ours", OURS, ours)]
     apart = [
-        curve(f"torch, {name}", style, abs(other - torch))
-        for name, style, other in zip(YARDSTICKS, OTHERS, others, strict=True)
+        curve(f"torch, {name}", OTHERS[name], abs(other - torch))
+        for name, other in zip(YARDSTICKS, others, strict=True)
     ]
     apart.append(curve("ours", OURS, abs(ours - torch)))
     return (
@@ -157,7 +159,7 @@ def _losses(pairs: Sequence[Pair]) -> str:
 def _drift(lockstep: Lockstep) -> str:
     distances = lockstep.distances
     steps, slices = binned(distances, bins=160, log=True)
-    sides = [(OURS, "ours"), *zip(OTHERS, YARDSTICKS, strict=True)]
+    sides = [(OURS, "ours"), *((OTHERS[name], f"torch, {name}") for name in YARDSTICKS)]
     charts = []
     for parameter, name in enumerate(NAMES):
         lines = [
@@ -196,7 +198,9 @@ def _machine(lockstep: Lockstep) -> str:
         ["our device", f"{device.platform}: {device.device_kind}"],
         *([f"torch, {name}", hello.device] for name, hello in lockstep.hello.items()),
     ]
-    return _table(("", ""), ([html.escape(cell) for cell in row] for row in rows)).replace("<td>", "<td class='soft'>")
+    return (
+        "<dl>" + "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in rows) + "</dl>"
+    )
 
 
 def _processor() -> str:

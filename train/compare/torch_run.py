@@ -231,38 +231,39 @@ def pick(x: torch.Tensor, choice: np.ndarray) -> torch.Tensor:
     return windows.gather(4, torch.from_numpy(choice).long()[..., None])[..., 0]
 
 
-def main() -> None:
-    task: Task = pickle.load(sys.stdin.buffer)
+def messages(task: Task) -> Iterator[Any]:
+    """What a process that does the task says."""
     config = task.config
     examples = data.load(config.dataset, config.split, config.data_dir).first(config.limit)
     run = Run(task, examples, data.load(config.dataset, "test", config.data_dir) if task.evaluates else None)
-    if task.kind == "part":
-        assert task.path is not None
-        state = snapshot(run, task.step)
-        done = redo(run, state)
-        sizes = [parameter.numel() for parameter in run.model.parameters()]
-        parts = torch.from_numpy(done.grads).split(sizes)
-        grads = [part.view_as(parameter) for part, parameter in zip(parts, run.model.parameters(), strict=True)]
-        torch.save({**state, "grads": grads}, task.path)
-        send(done)
-    elif task.kind == "redo":
-        assert task.path is not None
-        send(redo(run, torch.load(task.path), task.choices))
-    else:
+    if task.kind in ("run", "time"):
         shapes = {name: tuple(parameter.shape) for name, parameter in run.model.named_parameters()}
         threads, instructions = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
-        send(Hello(shapes, torch.__version__, f"{threads} thread{'s' * (threads > 1)}, {instructions}"))
+        yield Hello(shapes, torch.__version__, f"{threads} thread{'s' * (threads > 1)}, {instructions}")
         for number, batches in run.epochs():
             for batch in batches:
                 loss, correct = run.step(batch)
                 if task.kind == "run":
-                    send(Step(loss, correct, vector(run.model.parameters())))
-            send(run.end_epoch(number))
+                    yield Step(loss, correct, vector(run.model.parameters()))
+            yield run.end_epoch(number)
+        return
+    assert task.path is not None
+    if task.kind == "redo":
+        yield redo(run, torch.load(task.path), task.choices)
+        return
+    state = snapshot(run, task.step)
+    done = redo(run, state)
+    parameters = list(run.model.parameters())
+    grads = torch.from_numpy(done.grads).split([parameter.numel() for parameter in parameters])
+    like = [grad.view_as(parameter) for grad, parameter in zip(grads, parameters, strict=True)]
+    torch.save({**state, "grads": like}, task.path)
+    yield done
 
 
-def send(message: Any) -> None:
-    pickle.dump(message, sys.stdout.buffer)
-    sys.stdout.buffer.flush()
+def main() -> None:
+    for message in messages(pickle.load(sys.stdin.buffer)):
+        pickle.dump(message, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

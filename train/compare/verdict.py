@@ -6,9 +6,9 @@ from train.compare.lockstep import YARDSTICKS, Lockstep, Pair
 
 NAMES = tuple(SHAPES)
 ROUNDING = {
-    "forward": "The forward pass made it, by rounding: in {choices:,} of {windows:,} max-pooling windows two values are so "
-    "near to each other that sums added up in another order choose the other one, and the gradient goes there whole. "
-    "With the same choices the gradients are {backward} eps apart, torch from itself {torch_backward}.",
+    "forward": "The forward pass made it, by rounding: in {choices:,} of {windows:,} max-pooling windows two values "
+    "are so near to each other that sums added up in another order choose the other one, and the gradient goes there "
+    "whole. With the same choices the gradients are {backward} eps apart, torch from itself {torch_backward}.",
     "gradient": "The gradient has the largest share in this step, by rounding: sums are added up in another order. "
     "From the same parameters it is {backward} eps off, torch from itself {torch_backward}.",
     "update": "The update has the largest share in this step, by rounding: with the same gradients and state it is "
