@@ -26,6 +26,7 @@ from jaxopt_port.gradients import GradScalerState as GradScalerState
 from jaxopt_port.gradients import accumulate_grad as accumulate_grad
 from jaxopt_port.gradients import clip_grad_norm as clip_grad_norm
 from jaxopt_port.gradients import clip_grad_value as clip_grad_value
+from jaxopt_port.gradients import clip_grads_with_norm as clip_grads_with_norm
 from jaxopt_port.gradients import every_k as every_k
 from jaxopt_port.gradients import get_total_norm as get_total_norm
 from jaxopt_port.gradients import zero_grad as zero_grad

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import jax
@@ -56,12 +57,13 @@ def _update_linen(loader: Iterable[Any], model: Any, variables: Tree, kwargs: di
         return intercept
 
     @jax.jit
-    def step(stats: Tree, x: Any, momentum: Any) -> Tree:
+    def step(variables: Tree, stats: Tree, x: Any, momentum: Any) -> Tree:
         with nn.intercept_methods(with_momentum(momentum)):
             _, new = model.apply({**variables, "batch_stats": stats}, x, mutable=["batch_stats"], **kwargs)
         return new["batch_stats"]
 
-    return _pass(loader, step, jax.tree_util.tree_map_with_path(_reset, variables.get("batch_stats", {})))
+    stats = jax.tree_util.tree_map_with_path(_reset, variables.get("batch_stats", {}))
+    return _pass(loader, partial(step, variables), stats)
 
 
 def _update_nnx(loader: Iterable[Any], model: Any, kwargs: dict[str, Any]) -> Any:
@@ -70,7 +72,7 @@ def _update_nnx(loader: Iterable[Any], model: Any, kwargs: dict[str, Any]) -> An
     graph, stats, rest = nnx.split(model, nnx.BatchStat, ...)
 
     @jax.jit
-    def step(stats: Tree, x: Any, momentum: Any) -> Tree:
+    def step(rest: Tree, stats: Tree, x: Any, momentum: Any) -> Tree:
         merged = nnx.merge(graph, stats, rest)
         merged.train()
         layers = [layer for _, layer in nnx.iter_modules(merged) if isinstance(layer, nnx.BatchNorm)]
@@ -80,7 +82,7 @@ def _update_nnx(loader: Iterable[Any], model: Any, kwargs: dict[str, Any]) -> An
             merged(x, **kwargs)
         return nnx.state(merged, nnx.BatchStat)
 
-    stats = _pass(loader, step, jax.tree_util.tree_map_with_path(_reset, stats))
+    stats = _pass(loader, partial(step, rest), jax.tree_util.tree_map_with_path(_reset, stats))
     return nnx.merge(graph, stats, rest)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_port.optimizer import OptState
-from jaxopt_port.scalars import Scalar, float64, to_float64
+from jaxopt_port.scalars import Scalar, float64, is_known, to_float64
 
 T = TypeVar("T")
 
@@ -98,7 +98,16 @@ def _like(group: dict[str, Any], index: int, name: str, value: Any) -> Any:
     old = group[name]
     if _form(old) != _form(value):
         raise ValueError(f"{name!r} of group {index} must be {_form(old)}, not {value!r}")
-    return jax.tree.structure(old).unflatten(map(to_float64, jax.tree.leaves(value)))
+    sizes = [np.size(x) for x in jax.tree.leaves(value)]
+    if any(size != 1 for size in sizes):
+        raise ValueError(f"{name!r} of group {index} must be {_form(old)}, not an array of {max(sizes)}")
+    return jax.tree.map(_in_place_of, old, jax.tree.structure(old).unflatten(jax.tree.leaves(value)))
+
+
+def _in_place_of(old: Any, value: Any) -> Any:
+    """A value as float64, on the devices of the old: on others jit would compile again."""
+    new = to_float64(value)
+    return jax.device_put(new, old.sharding) if is_known(new) and isinstance(old, jax.Array) and is_known(old) else new
 
 
 def _form(value: Any) -> str:

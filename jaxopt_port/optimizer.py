@@ -16,6 +16,8 @@ experiment (`python -m benchmarks.lift`, 2 cores, AdamW, float32, donated):
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -69,8 +71,10 @@ class Optimizer(optax.GradientTransformationExtraArgs):
         donated arguments with results of the same shape by their order, and copies where the pairs are crossed.
 
         Args:
-          grads: a tree like `params`. None skips a parameter: no step, no change of state. For complex parameters
-            torch's gradient, the conjugate of what `jax.grad` gives.
+          grads: a tree like `params`. None skips a parameter: no step, no change of state. Parameters that never
+            step belong in a group with `frozen=True`: once some of a group have been skipped and others not, each has a
+            step count of its own, which takes longer to compile, and inside `lax.scan` the state cannot change so.
+            For complex parameters torch's gradient, the conjugate of what `jax.grad` gives.
           state: what `init` or the last step returned.
           params: the parameters.
 
@@ -166,7 +170,10 @@ def add_param_group(
     """
     lifted = _lifted(optimizer)
     if not isinstance(lifted, _Lifted):
-        raise ValueError("this optimizer has one parameter group only")
+        raise ValueError(
+            "only an optimizer as its factory returns it takes another group: give every_k, or what else is around it, "
+            "the optimizer with the new group; lbfgs and nonlinear_cg have one group only"
+        )
     new, state = lifted.add_param_group(state, params, group)
     return Optimizer(new.init, new.update), state
 
@@ -193,8 +200,9 @@ class _Lifted(Algorithm):
             tuple(name for name in rule.live if name not in rule.structural or is_on(each[name]))
             for each in self.options
         ]
+        self.forms: dict[Any, str] = {}  # of the slots, by group, shape and dtype
         self.static = [
-            tuple((name, value) for name, value in each.items() if name not in live)
+            tuple((name, _number(value)) for name, value in each.items() if name not in live)
             for each, live in zip(self.options, self.live, strict=True)
         ]
 
@@ -262,6 +270,7 @@ class _Lifted(Algorithm):
         slots = [groups_.unbox(slot) for slot in boxed]
         leaves, grad_leaves = map(_arrays, (leaves, _flatten_like(treedef, grads, "the gradients")))
         members = self.members(params)
+        self._check_slots(params, leaves, slots, members)
         _check_grads(params, leaves, grad_leaves, self.rule.check_grad)
         new: list[jax.Array | None] = [None] * len(leaves)
         steps = list(state.steps)
@@ -277,10 +286,12 @@ class _Lifted(Algorithm):
             round_to = rounding(c, keep=self.rule.float64_update)
             for at, i in enumerate(inside):
                 if grad_leaves[i] is not None:
-                    scalars = {k: v[at] if jnp.ndim(v) else v for k, v in round_to(leaves[i]).items()}
-                    new[i], slots[i] = step_leaf(
-                        (self.rule.update, static), leaves[i], grad_leaves[i], slots[i], scalars
-                    )
+                    wide = leaves[i].dtype in (jnp.float64, jnp.complex128)  # so with jax_enable_x64 off, too
+                    with float64() if wide else nullcontext():
+                        scalars = {k: v[at] if jnp.ndim(v) else v for k, v in round_to(leaves[i]).items()}
+                        new[i], slots[i] = step_leaf(
+                            (self.rule.update, static), leaves[i], grad_leaves[i], slots[i], scalars
+                        )
         slots = [
             jax.tree.structure(old).unflatten(jax.tree.leaves(slot)) for old, slot in zip(boxed, slots, strict=True)
         ]
@@ -310,6 +321,21 @@ class _Lifted(Algorithm):
                 f"the state is another optimizer's: its parameter groups have the live hyper-parameters {has}, "
                 f"this optimizer's {needs}"
             )
+
+    def _check_slots(self, params: Tree, leaves: list[Any], slots: list[Any], members: list[int]) -> None:
+        """That every slot has the arrays which `init` makes for its parameter with the group's options."""
+        for index, (p, slot, group) in enumerate(zip(leaves, slots, members, strict=True)):
+            key = (group, jnp.shape(p), jnp.result_type(p))
+            if self.frozen[group] or not jnp.issubdtype(key[2], jnp.inexact):
+                continue
+            if key not in self.forms:
+                self.forms[key] = _form(jax.eval_shape(partial(self._init_leaf, params, index, group=group), p))
+            if _form(slot) != self.forms[key]:
+                raise ValueError(
+                    f"the state of parameter {groups_.leaf_paths(params)[index]!r} is {_form(slot)}, and should "
+                    f"be {self.forms[key]}: it was made for another optimizer, another parameter, or "
+                    "with other options (amsgrad, centered, momentum, ...)"
+                )
 
     def _scalars(
         self, h: SimpleNamespace, old: dict[str, jax.Array], moves: np.ndarray
@@ -342,6 +368,20 @@ def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
         return np.asarray(x) if isinstance(x, jax.Array) and is_known(x) else x
 
     return {name: plain(value) for name, value in options.items()}
+
+
+def _number(value: Any) -> Any:
+    """A Python number for an array of one, which cannot be hashed."""
+    return value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
+
+
+def _form(slot: Any) -> str:
+    """A slot's arrays, in words."""
+    names = getattr(slot, "_fields", None)
+    if names is None:
+        return type(slot).__name__
+    arrays = {name: x for name, x in zip(names, slot, strict=True) if x is not None}
+    return f"{type(slot).__name__}({', '.join(f'{name}{list(jnp.shape(x))}' for name, x in arrays.items())})"
 
 
 def _arrays(leaves: list[Any]) -> list[Any]:

@@ -53,7 +53,7 @@ def check_one_element(lr: Scalar) -> None:
     if not isinstance(lr, int | float | np.ndarray | np.generic | jax.Array):
         raise TypeError(
             f"lr must be a number, not a {type(lr).__name__}: the parameters go to init, as in "
-            "optimizer.init(params), and a new learning rate to set_hyper(state, lr=...)"
+            "optimizer.init(params), a new learning rate to set_hyper(state, lr=...), a schedule is in lr_scheduler"
         )
     if np.size(lr) != 1:
         raise ValueError("Tensor lr must be 1-element")
@@ -85,7 +85,7 @@ def check_should_be(what: str, value: Scalar, at_least: float) -> None:
 
 def check_betas(betas: Sequence[Scalar]) -> None:
     """Raise what torch raises for betas outside [0, 1), and at once where they are not two."""
-    if len(betas) != 2:
+    if not isinstance(betas, Sequence) or len(betas) != 2:
         raise ValueError(f"Invalid betas: {betas}, two numbers are needed")
     for index, beta in enumerate(betas):
         if is_known(beta) and not 0.0 <= beta < 1.0:

@@ -66,3 +66,43 @@ def test_what_a_new_group_may_not_hold() -> None:
         optim.add_param_group(optimizer, state, params, optim.ParamGroup("backbone", momentum=0.1))
     with pytest.raises(ValueError, match="Invalid learning rate: -1"):
         optim.add_param_group(optimizer, state, params, optim.ParamGroup("backbone", lr=-1.0))
+
+
+SCHEDULERS: dict[str, dict[str, Any]] = {
+    "StepLR": {"step_size": 2, "gamma": 0.5},
+    "ExponentialLR": {"gamma": 0.9},
+    "ReduceLROnPlateau": {"patience": 0, "factor": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_running_scheduler_takes_the_new_group_along(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    theirs = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    reference = torch.optim.SGD([theirs[0]], lr=0.1)
+    their_scheduler = getattr(torch.optim.lr_scheduler, name)(reference, **SCHEDULERS[name])
+    factory = {"StepLR": "step_lr", "ExponentialLR": "exponential_lr"}.get(name, "reduce_lr_on_plateau")
+    scheduler = getattr(optim.lr_scheduler, factory)(**SCHEDULERS[name])
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    optimizer = optim.sgd(lr=0.1, param_groups=[optim.ParamGroup("b", frozen=True)])
+    sched, state = scheduler.init(optimizer.init(params))
+    metric = [1.0] if name == "ReduceLROnPlateau" else []
+    for epoch in range(5):
+        if epoch == 2:
+            reference.add_param_group({"params": [theirs[1]], "lr": 0.3})
+            optimizer, state = optim.add_param_group(optimizer, state, params, optim.ParamGroup("b", lr=0.3))
+        reference.step()
+        their_scheduler.step(*metric)
+        sched, state = scheduler.step(sched, state, *metric)
+        ours = [group["lr"] for group in optim.get_hyper(state)]
+        assert [ours[0], *ours[2:]] == [group["lr"] for group in reference.param_groups]  # ours[1] is frozen
+
+
+def test_a_scheduler_that_cannot_take_a_new_group_says_so() -> None:
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    optimizer = optim.sgd(lr=0.1, param_groups=[optim.ParamGroup("b", frozen=True)])
+    scheduler = optim.lr_scheduler.lambda_lr(lambda epoch: 0.5**epoch)
+    sched, state = scheduler.init(optimizer.init(params))
+    optimizer, state = optim.add_param_group(optimizer, state, params, optim.ParamGroup("b", lr=0.3))
+    with pytest.raises(ValueError, match="LambdaLR was made for 2 parameter groups, the optimizer has 3"):
+        scheduler.step(sched, state)

@@ -161,7 +161,13 @@ def test_a_state_that_is_not_the_optimizers():
             ValueError,
             "the tree of the optimizer state is not that of the parameters",
         ),
-        (optimizer.init({**PARAMS, "bias": jnp.ones(1)}), ValueError, r"has an array \[1\] that should be \[3\]"),
+        (
+            optimizer.init({**PARAMS, "bias": jnp.ones(1)}),
+            ValueError,
+            r"parameter 'bias' is AdamState\(exp_avg\[1\], exp_avg_sq\[1\]\), and should be AdamState\(exp_avg\[3\]",
+        ),
+        (optim.adam(amsgrad=True).init(PARAMS), ValueError, r"'bias' is .*max_exp_avg_sq.* other options \(amsgrad"),
+        (optim.radam().init(PARAMS), ValueError, "is RAdamState.*should be AdamState"),
     ]
     for wrong, error, message in cases:
         with pytest.raises(error, match=message):

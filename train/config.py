@@ -40,7 +40,7 @@ class Config:
     option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="KEY=VALUE")] = ()
     """Any other option of the optimizer: --option momentum=0.9 --option betas=0.9,0.99"""
     scheduler: str | None = None
-    """A torch.optim.lr_scheduler, in snake case, such as one_cycle_lr."""
+    """A torch.optim.lr_scheduler, in snake case, such as one_cycle_lr; None for none."""
     scheduler_option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="KEY=VALUE")] = ()
     """Its options: --scheduler-option max_lr=0.1 --scheduler-option total_steps=7200"""
     scheduler_interval: Literal["step", "epoch"] = "epoch"
@@ -80,15 +80,18 @@ def tutorial() -> Config:
 
 
 def cifar10() -> Config:
-    """What one would want instead: the train split, shuffled batches, momentum, and the test split to evaluate on."""
+    """What one would want instead: the train split, shuffled batches, momentum, a schedule, and the test split."""
     return Config(
         recipe="cifar10",
         dataset="cifar10",
         split="train",
         batch_size=64,
-        epochs=8,
-        lr=0.02,
+        epochs=10,
+        lr=0.01,
         option=("momentum=0.9",),
+        scheduler="cosine_annealing_lr",
+        scheduler_option=("T_max=7820",),  # the steps of ten epochs
+        scheduler_interval="step",
         shuffle=True,
         evaluate=True,
     )
@@ -113,12 +116,15 @@ def parse(argv: Sequence[str]) -> Config:
     first = argparse.ArgumentParser(prog=PROGRAM, add_help=False, allow_abbrev=False)
     first.add_argument("--recipe", default="tutorial")
     first.add_argument("--optimizer")
+    first.add_argument("--scheduler")
     given = first.parse_known_args(argv)[0]
     if given.recipe not in RECIPES:
         raise UsageError(f"--recipe {given.recipe}: unknown; the recipes are {', '.join(RECIPES)}")
     defaults = RECIPES[given.recipe]()
     if given.optimizer not in (None, defaults.optimizer):  # the recipe's lr and options are its own optimizer's
         defaults = dataclasses.replace(defaults, optimizer=given.optimizer, lr=None, option=())
+    if given.scheduler not in (None, defaults.scheduler):
+        defaults = dataclasses.replace(defaults, scheduler_option=())
     config = tyro.cli(Config, prog=PROGRAM, args=argv, default=defaults)
     check(config)
     return config

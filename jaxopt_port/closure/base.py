@@ -1,6 +1,7 @@
 """What L-BFGS and nonlinear conjugate gradients share: the state, the three ways to call them, the limits of a run."""
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from jaxopt_port.closure.flat import Evaluate, Leaves, Tree, evaluation, flat_dtype, flat_size, flatten, leaves_of
 from jaxopt_port.optimizer import Algorithm, OptState
@@ -112,7 +114,8 @@ class ClosureAlgorithm(Algorithm):
         self, closure: Callable[..., Any], state: OptState, params: Tree, *args: Any, has_aux: bool = False
     ) -> tuple[Any, Tree, OptState]:
         self.check_state(state)
-        return _step_closure(self, hashable(closure), has_aux, state, params, args)
+        traced = Traced(closure, params, *args)
+        return _step_closure(self, traced, has_aux, traced.captured, state, params, args)
 
     def update(self, updates: Tree, state: Any, params: Tree | None = None, **extra_args: Any) -> tuple[Tree, Any]:
         """optax's view of the same, as `optax.lbfgs` has it.
@@ -182,15 +185,47 @@ class ClosureAlgorithm(Algorithm):
         return OptState((steps,), end.slots, state.param_groups)
 
 
+class Traced:
+    """A closure as a static argument of jit, without the arrays that it captures: those are handed over beside it.
+
+    A torch closure reads its batch from a variable around it. jit would keep the first one it sees; so the closure is
+    traced at every call, and compiled again only where that gives another program.
+    """
+
+    def __init__(self, closure: Callable[..., Any], *args: Any):
+        fresh = lambda *args: closure(*args)  # noqa: E731  make_jaxpr, too, keeps what it has seen of a function
+        closed, shapes = jax.make_jaxpr(fresh, return_shape=True)(*args)
+        self.jaxpr, self.captured, self.out = closed.jaxpr, closed.consts, jax.tree.structure(shapes)
+        written = re.sub("0x[0-9a-f]+", "", str(closed.jaxpr))  # addresses of functions with derivatives of their own
+        self.key = (getattr(closure, "__code__", type(closure)), written, self.out)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Traced) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def closure(self, captured: list[Any]) -> Callable[..., Any]:
+        """The closure with these arrays in place of what it captured."""
+
+        def call(*args: Any) -> Any:
+            program = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, captured))
+            return self.out.unflatten(program(*jax.tree.leaves(args)))
+
+        return call
+
+
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _step_closure(
     algorithm: ClosureAlgorithm,
-    closure: Callable[..., Any],
+    traced: Traced,
     has_aux: bool,
+    captured: list[Any],
     state: OptState,
     params: Tree,
     args: tuple[Any, ...],
 ) -> tuple[Any, Tree, OptState]:
+    closure = traced.closure(captured)
     leaves, treedef = leaves_of(params), jax.tree.structure(params)
     returned, grad = evaluation(closure, treedef, args, has_aux)(leaves)
 
@@ -201,12 +236,3 @@ def _step_closure(
     loss = returned[0] if has_aux else returned
     new, state = algorithm._from(loss_alone, loss, grad, state, leaves)
     return returned, treedef.unflatten(new), state
-
-
-def hashable(closure: Callable[..., Any]) -> Callable[..., Any]:
-    """The closure as a static argument of jit."""
-    try:
-        hash(closure)
-    except TypeError:
-        return lambda *args: closure(*args)
-    return closure

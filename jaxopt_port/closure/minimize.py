@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxopt_port.closure.base import UNLIMITED, ClosureAlgorithm, Limits, hashable
+from jaxopt_port.closure.base import UNLIMITED, ClosureAlgorithm, Limits, Traced
 from jaxopt_port.closure.flat import Tree, evaluation, flatten, largest, leaves_of
 from jaxopt_port.closure.stop import Stop, first_of, or_non_finite
 from jaxopt_port.optimizer import Optimizer
@@ -58,7 +58,7 @@ def minimize(
 
     Args:
       optimizer: any of this package, or of optax.
-      fun: `(params, *args) -> loss`, pure; static.
+      fun: `(params, *args) -> loss`, traced at every call; compiled anew where that gives another program.
       params: where to start.
       max_steps: how many steps to take at most.
       tolerance: the run ends where no element of the gradient is larger.
@@ -79,18 +79,21 @@ def minimize(
       >>> jax.vmap(run)(starts).params.round(2).tolist()
       [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
     """
-    return _minimize(optimizer, hashable(fun), params, jnp.int32(max_steps), tolerance, tuple(args))
+    traced = Traced(fun, params, *args)
+    return _minimize(optimizer, traced, traced.captured, params, jnp.int32(max_steps), tolerance, tuple(args))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _minimize(
     optimizer: optax.GradientTransformation,
-    fun: Callable[..., Any],
+    traced: Traced,
+    captured: list[Any],
     params: Tree,
     max_steps: jax.Array,
     tolerance: jax.Array,
     args: tuple[Any, ...],
 ) -> Minimized:
+    fun = traced.closure(captured)
     algorithm = getattr(optimizer.update, "__self__", None)
     if not isinstance(algorithm, ClosureAlgorithm):
         return _step_by_step(optimizer, fun, params, max_steps, tolerance, args)

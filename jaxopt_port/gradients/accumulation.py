@@ -1,11 +1,13 @@
 """Gradients from one backward pass to the next: torch's zero_grad and accumulation."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxopt_port.rule import is_sparse
+from jaxopt_port.scalars import float64
 
 Tree = Any
 
@@ -25,9 +27,13 @@ def _zeros(g: Any) -> Any:
 def _sum(old: Any, new: Any) -> Any:
     if old is None or new is None:
         return new if old is None else old
-    if old.shape != new.shape:
-        raise ValueError(f"a gradient {list(new.shape)} cannot be added to one {list(old.shape)}")
-    return old + new
+    if new.dtype == jax.dtypes.float0:  # an integer's
+        return new
+    if old.shape != new.shape or old.dtype != new.dtype:
+        kind = ValueError if old.shape != new.shape else TypeError
+        raise kind(f"a gradient {new.dtype}{list(new.shape)} cannot be added to one {old.dtype}{list(old.shape)}")
+    with float64() if old.dtype in (jnp.float64, jnp.complex128) else nullcontext():
+        return old + new
 
 
 def zero_grad(grads: Tree, set_to_none: bool = True) -> Tree:

@@ -81,11 +81,31 @@ def clip_grad_norm(
     Source: torch/nn/utils/clip_grad.py; Pascanu et al., On the difficulty of training recurrent neural networks, 2013.
     """
     total = get_total_norm(grads, norm_type, error_if_nonfinite)
+    return clip_grads_with_norm(grads, max_norm, total), total
+
+
+def clip_grads_with_norm(grads: Tree, max_norm: Scalar, total_norm: jax.Array) -> Tree:
+    """Scales gradients down by a norm that is known: torch.nn.utils.clip_grads_with_norm_.
+
+    Args:
+      grads: a tree of gradients; None stays None.
+      max_norm: the largest norm.
+      total_norm: their norm, as of `get_total_norm`, or that of all the gradients of which these are a part.
+
+    Returns:
+      The gradients, scaled as `clip_grad_norm` does.
+
+    Example:
+      >>> clip_grads_with_norm({"w": jnp.array([4.0])}, max_norm=1.0, total_norm=jnp.array(2.0))["w"].round(4)
+      Array([2.], dtype=float32)
+
+    Source: torch/nn/utils/clip_grad.py.
+    """
     with float64():
         # In torch a number over a tensor is the tensor's reciprocal times the number.
-        coefficient = _times(1 / _plus(total, 1e-6), max_norm)
-        coefficient = jnp.minimum(coefficient, jnp.ones_like(total))
-        return _map(lambda g: _times(g, coefficient), grads), total
+        coefficient = _times(1 / _plus(total_norm, 1e-6), max_norm)
+        coefficient = jnp.minimum(coefficient, jnp.ones_like(total_norm))
+        return _map(lambda g: _times(g, coefficient), grads)
 
 
 def clip_grad_value(grads: Tree, clip_value: Scalar) -> Tree:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_port.optimizer import Optimizer
-from jaxopt_port.scalars import float64
+from jaxopt_port.scalars import Scalar, float64
 
 Tree = Any
 
@@ -151,15 +151,18 @@ class GradScaler:
             params, opt_state = jax.tree.map(lambda n, o: jnp.where(found_inf, o, n), new, (params, opt_state))
         return params, opt_state, found_inf
 
-    def update(self, state: GradScalerState, found_inf: jax.Array) -> GradScalerState:
+    def update(self, state: GradScalerState, found_inf: jax.Array, new_scale: Scalar | None = None) -> GradScalerState:
         """`scaler.update()`: the scale of the next step.
 
         Args:
           state: what `init` or the last `update` returned.
           found_inf: what `step` returned, or of several optimizers whether one of them found any.
+          new_scale: the scale to take instead.
         """
         if not self.enabled:
             return state
+        if new_scale is not None:
+            return state._replace(scale=jnp.asarray(new_scale, jnp.float32).reshape(()))
         with float64():
             scale, steps = state.scale.astype(jnp.float64), state.growth_tracker + jnp.ones((), jnp.int32)
             smaller, larger = ((scale * f).astype(jnp.float32) for f in (self.backoff_factor, self.growth_factor))

@@ -107,11 +107,12 @@ def ask(function: Callable[[Any], Any], epoch: Number) -> Number:
     """`function(epoch)`; where it cannot be traced, with the remedy in the error."""
     try:
         return function(epoch)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         if isinstance(epoch, Double):
             error.add_note(
-                "Under jit the epoch has no value, and the scheduler's function asks for it (if, math, int, an index). "
-                "Give the scheduler lr_scheduler.tabulate(function, steps), or call step outside jit."
+                "Under jit the epoch has no value, and the scheduler's function asks for it (if, math, int, an index, "
+                "a jnp function without jnp.asarray around the epoch). Give the scheduler "
+                "lr_scheduler.tabulate(function, steps), or call step outside jit."
             )
         raise
 

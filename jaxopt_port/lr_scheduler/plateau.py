@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from jaxopt_port.lr_scheduler.number import Condition, Number, either, largest
 from jaxopt_port.lr_scheduler.scheduler import Groups, Sched, Scheduler, lrs, per_group
@@ -58,7 +58,7 @@ def reduce_lr_on_plateau(
     if threshold_mode not in ("rel", "abs"):
         raise ValueError(f"threshold mode {threshold_mode} is unknown!")
     worst = math.inf if mode == "min" else -math.inf
-    shared_min = None if isinstance(min_lr, list | tuple) else min_lr
+    shared_min: Any = None if isinstance(min_lr, list | tuple) else min_lr
 
     def construct(groups: Groups) -> Sched:
         if isinstance(min_lr, list | tuple) and len(min_lr) != len(groups):
@@ -88,6 +88,13 @@ def reduce_lr_on_plateau(
         left, bad = either(left > 0, lambda: [left - 1, 0], lambda: [left, bad])
         reduce = bad > patience
         s["cooldown_counter"], s["num_bad_epochs"] = either(reduce, lambda: [cooldown, 0], lambda: [left, bad])
+        if len(s["min_lrs"]) != len(groups):  # add_param_group has made others
+            if shared_min is None:
+                raise RuntimeError(
+                    f"The number of param groups in the `optimizer` ({len(groups)}) differs from when "
+                    f"`ReduceLROnPlateau` was initialized ({len(s['min_lrs'])}): give min_lr as one number"
+                )
+            s["min_lrs"] = [float(shared_min)] * len(groups)
         for group, least in zip(groups, s["min_lrs"], strict=True):
             old = group["lr"]
             new = largest(old * factor, least)

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxopt_port.hyper import find_state, replace_state
 from jaxopt_port.lr_scheduler.number import Double, Number, numbers
-from jaxopt_port.optimizer import OptState
+from jaxopt_port.optimizer import Optimizer, OptState
 from jaxopt_port.scalars import Scalar, float64, is_known
 
 T = TypeVar("T")
@@ -159,6 +159,13 @@ def scheduler(
       by_epoch: `get_lr` depends on the epoch alone. A closed form always does.
     """
 
+    for option, value in options.items():
+        if isinstance(value, Optimizer):
+            raise TypeError(
+                f"{option} of {name} is an optimizer: the scheduler gets its state, scheduler.init(state), and here "
+                "the other arguments only"
+            )
+
     def construct(groups: Groups) -> Sched:
         s = setup(groups)
         for i, group in enumerate(groups):
@@ -188,7 +195,15 @@ def scheduler(
             s["last_epoch"] = s["last_epoch"] + 1 if epoch is None else epoch
         else:
             walk(s, epoch)
-        set_lrs(s, groups, form(s, groups))
+        try:
+            set_lrs(s, groups, form(s, groups))
+        except ValueError as error:
+            if len(s["base_lrs"]) == len(groups):
+                raise
+            raise ValueError(
+                f"{name} was made for {len(s['base_lrs'])} parameter groups, the optimizer has {len(groups)}: after "
+                "add_param_group make the scheduler anew"
+            ) from error
 
     def enter(s: Sched, groups: Groups) -> None:
         s["last_epoch"] = 0
@@ -250,7 +265,9 @@ def _with(optimizer: OptState, live: Groups) -> OptState:
 
 
 def _join(live: Groups, added: Groups) -> Groups:
-    return [{**one, **other} for one, other in zip(live, added, strict=True)]
+    """The groups as torch has them; one that add_param_group has made since has nothing added yet."""
+    more = [{}] * (len(live) - len(added))
+    return [{**one, **other} for one, other in zip(live, [*added, *more], strict=True)]
 
 
 def _split(groups: Groups) -> tuple[Groups, Groups]:
@@ -262,13 +279,21 @@ def _split(groups: Groups) -> tuple[Groups, Groups]:
 def _arrays(new: Any, before: Any = None, old: Any = None) -> Any:
     """The tree `new` of numbers as arrays: those of `old` where a number is still that of `before`."""
     leaves, treedef = jax.tree.flatten(new)
-    arrays = [None] * len(leaves) if old is None else jax.tree.leaves(old)
+    if treedef != jax.tree.structure(old):  # add_param_group has made another group
+        before = old = None
+    arrays: list[Any] = [None] * len(leaves) if old is None else jax.tree.leaves(old)
     unchanged = [None] * len(leaves) if old is None else jax.tree.leaves(before)
     moved = [i for i, (x, was) in enumerate(zip(leaves, unchanged, strict=True)) if x is not was]
     made = [_array(leaves[i], arrays[i]) for i in moved]
     for i, x in zip(moved, _on_device(made), strict=True):
-        arrays[i] = x
+        arrays[i] = _beside(x, arrays[i])
     return treedef.unflatten(arrays)
+
+
+def _beside(x: jax.Array, old: Any) -> jax.Array:
+    """`x` on the devices of what it replaces: on others jit would compile the training step again."""
+    elsewhere = is_known(x) and isinstance(old, jax.Array) and is_known(old) and old.sharding != x.sharding
+    return jax.device_put(x, old.sharding) if elsewhere else x
 
 
 def _array(x: Number, like: Any) -> Any:

@@ -24,8 +24,7 @@ class AdafactorState(NamedTuple):
 def init(p: jax.Array, o: SimpleNamespace) -> AdafactorState:
     if p.ndim < 2:
         return AdafactorState(None, None, jnp.zeros_like(p))
-    *batch, rows, columns = p.shape
-    return AdafactorState(jnp.zeros((*batch, rows, 1), p.dtype), jnp.zeros((*batch, 1, columns), p.dtype), None)
+    return AdafactorState(jnp.zeros_like(p[..., :1]), jnp.zeros_like(p[..., :1, :]), None)
 
 
 def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -226,3 +226,19 @@ def test_refused(factory: Callable[..., optim.Optimizer]):
         optimizer.init({"x": jnp.ones(2, int)})
     with pytest.raises(TypeError, match="scalar"):
         optimizer.step_closure(lambda p: p["x"], state, params)
+
+
+@pytest.mark.parametrize("factory", [optim.lbfgs, optim.nonlinear_cg, optim.sgd])
+def test_a_closure_reads_its_batch_from_a_variable_around_it(factory: Callable[..., optim.Optimizer]):
+    optimizer, params = factory(), {"x": jnp.zeros(2)}
+    state = optimizer.init(params)
+    batch = jnp.zeros(2)
+
+    def closure(params: Any) -> Any:
+        return (jax.nn.relu(params["x"] - batch) ** 2 + (params["x"] - batch) ** 2).sum()
+
+    for number in range(3):
+        batch = jnp.full(2, 1.0 + number)
+        expected = closure(params)
+        loss, params, state = optimizer.step_closure(closure, state, params)
+        np.testing.assert_allclose(loss, expected, 1e-6)
