@@ -38,6 +38,7 @@ def _little_work(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in YARDSTICKS.keys() - SMALL.keys():
         monkeypatch.delitem(YARDSTICKS, name)
     monkeypatch.setattr(loop, "make_step", cache(loop.make_step))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 class Tags(HTMLParser):

@@ -1,6 +1,7 @@
 """What parts the two runs at a step: both do it again from torch's own parameters, state and gradients."""
 
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,12 +15,13 @@ from jaxopt_port import optimizers, restore, torch_interop
 from jaxopt_port.hyper import find_state, replace_state
 from train.compare import layouts
 from train.compare.lockstep import EPS, TORCH, YARDSTICKS, Environment, Lockstep, distance, make_task, torch_process
-from train.compare.messages import Kind, Redone
+from train.compare.messages import Choices, Kind, Redone, Vector
 from train.config import Config
 from train.data import Examples
 from train.model import Network, Params
 from train.step import State, batch_loss
-from train.training import Training
+
+LossAndGrad = Callable[..., tuple[tuple[Any, Any], Params]]
 
 TIMES = 3  # further off than so many times torch's distance from itself is not torch's rounding
 
@@ -53,6 +55,9 @@ class Blame(NamedTuple):
       apart: how far it is, in eps of its largest value.
       carried: how far it was before the step.
       windows: of the max pooling in the step.
+      own_choices: those in which our run, from its own parameters, took another value than torch's run did.
+      own_gradient: how far the parameter's gradient in our run is from torch's, in eps of its largest value.
+      own_backward: the same, from torch's gradient with our run's choices.
       ours: our step's distance from torch's.
       others: that of torch's other forms.
       cause: forward, gradient or update.
@@ -64,6 +69,9 @@ class Blame(NamedTuple):
     apart: float
     carried: float
     windows: int
+    own_choices: int
+    own_gradient: float
+    own_backward: float
     ours: Stages
     others: dict[str, Stages]
     cause: Literal["forward", "gradient", "update"]
@@ -91,11 +99,16 @@ def blame(lockstep: Lockstep, examples: Examples) -> Blame | None:
         dones = {name: _torch_step("redo", config, environment, path=path) for name, environment in YARDSTICKS.items()}
         batches = [Examples(examples.images[batch], examples.labels[batch]) for batch in parting.batches]
         written = torch_interop.load(path)
-        mine = our_step(config, lockstep.training, parting.before, written, torch.grads, batches)
+        loss_and_grad = jax.jit(jax.value_and_grad(batch_loss, has_aux=True))
+        mine = our_step(loss_and_grad, lockstep, parting.before, written, torch.grads, batches)
+
+        def differing(choices: list[Choices]) -> tuple[int, Redone]:
+            """How many choices are not torch's, and torch's step with these."""
+            count = sum(int((a != b).sum()) for a, b in zip(choices, torch.choices, strict=True))
+            return count, torch if not count else _torch_step("redo", config, TORCH, path=path, choices=choices)
 
         def stages(done: Redone) -> Stages:
-            choices = sum(int((a != b).sum()) for a, b in zip(done.choices, torch.choices, strict=True))
-            same = torch if not choices else _torch_step("redo", config, TORCH, path=path, choices=done.choices)
+            choices, same = differing(done.choices)
             return Stages(
                 loss=float((np.abs(done.losses - torch.losses) / (EPS * np.abs(torch.losses))).max()),
                 choices=choices,
@@ -106,6 +119,9 @@ def blame(lockstep: Lockstep, examples: Examples) -> Blame | None:
             )
 
         ours, others = stages(mine), {name: stages(done) for name, done in dones.items()}
+        own = restore(parting.before).params
+        own_gradient = layouts.vector(gradient(loss_and_grad, own, batches)[1])
+        own_choices, same = differing(all_choices(own, batches))
     parameter, distances = parting.parameter, lockstep.distances[:, 0]
     first = parting.step - len(batches)
     found = Blame(
@@ -114,6 +130,9 @@ def blame(lockstep: Lockstep, examples: Examples) -> Blame | None:
         apart=float(distances[parting.step - 1, parameter]),
         carried=float(distances[first - 1, parameter]) if first else 0.0,
         windows=sum(choice.size for choice in torch.choices),
+        own_choices=own_choices,
+        own_gradient=float(distance(own_gradient, torch.grads)[parameter]),
+        own_backward=float(distance(own_gradient, same.grads)[parameter]),
         ours=ours,
         others=others,
         cause="gradient",
@@ -132,24 +151,29 @@ def judged(blame: Blame, bound: float) -> Blame:
         return blame._replace(cause="gradient", rounding=False)
     if not ours.update[at] <= max(bound, TIMES * torch.update[at]):
         return blame._replace(cause="update", rounding=False)
-    if ours.update[at] > ours.step[at] / 2:
-        return blame._replace(cause="update")
-    return blame._replace(cause="forward" if ours.gradient[at] > 2 * ours.backward[at] else "gradient")
+    if blame.own_gradient > 2 * blame.own_backward:
+        return blame._replace(cause="forward")
+    return blame._replace(cause="update" if ours.update[at] > ours.step[at] / 2 else "gradient")
 
 
 def our_step(
-    config: Config, training: Training, before: State, written: dict[str, Any], grads: Any, batches: list[Examples]
+    loss_and_grad: LossAndGrad,
+    lockstep: Lockstep,
+    before: State,
+    written: dict[str, Any],
+    grads: Vector,
+    batches: list[Examples],
 ) -> Redone:
-    """Our step from torch's parameters and state."""
+    """Our step from torch's parameters and state, and with torch's gradients."""
+    training = lockstep.training
     params = torch_interop.layout.to_flax(layouts.mapping(), written["model"], before.params)
-    factory = optimizers[config.optimizer]
+    factory = optimizers[lockstep.config.optimizer]
     loaded = torch_interop.load_optimizer(factory, written["optimizer"], params, layouts.mapping())[1]
     opt_state = restore(before.opt_state)
     state = find_state(opt_state)
     if jax.tree.structure((state.steps, state.slots)) == jax.tree.structure((loaded.steps, loaded.slots)):
         opt_state = replace_state(opt_state, state._replace(steps=loaded.steps, slots=loaded.slots))
-    found = [jax.jit(jax.value_and_grad(batch_loss, has_aux=True))(params, *batch) for batch in batches]
-    mine = jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *(grad for _, grad in found))
+    losses, mine = gradient(loss_and_grad, params, batches)
     step = jax.jit(training.optimizer.step)
 
     def stepped(grad: Params) -> Params:
@@ -161,23 +185,31 @@ def our_step(
         return new
 
     return Redone(
-        losses=np.array([float(loss) for (loss, _), _ in found]),
-        choices=[choice for batch in batches for choice in choices(params, batch.images)],
+        losses=losses,
+        choices=all_choices(params, batches),
         grads=layouts.vector(mine),
         step=layouts.vector(stepped(mine)),
         update=layouts.vector(stepped(layouts.params(grads, params))),
     )
 
 
-def choices(params: Params, images: np.ndarray) -> list[np.ndarray]:
-    """Which value of each max-pooling window is the largest: 0 to 3; by layer, with channels first."""
+def gradient(loss_and_grad: LossAndGrad, params: Params, batches: list[Examples]) -> tuple[np.ndarray, Params]:
+    """The losses of the batches, and the sum of their gradients."""
+    found = [loss_and_grad(params, *batch) for batch in batches]
+    summed = jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *(grads for _, grads in found))
+    return np.array([float(loss) for (loss, _), _ in found]), summed
+
+
+def all_choices(params: Params, batches: list[Examples]) -> list[Choices]:
+    """Which value of each max-pooling window is the largest: 0 to 3; by batch and layer, with channels first."""
     apply = jax.jit(partial(Network().apply, capture_intermediates=True, mutable=["intermediates"]))
-    seen: Any = apply({"params": params}, images)[1]
     chosen = []
-    for layer in ("Conv_0", "Conv_1", "Conv_2"):
-        x = np.asarray(seen["intermediates"][layer]["__call__"][0]).transpose(0, 3, 1, 2)
-        windows = x.reshape(*x.shape[:2], x.shape[2] // 2, 2, x.shape[3] // 2, 2).swapaxes(3, 4)
-        chosen.append(windows.reshape(*windows.shape[:4], 4).argmax(-1).astype(np.uint8))
+    for batch in batches:
+        seen: Any = apply({"params": params}, batch.images)[1]
+        for layer in ("Conv_0", "Conv_1", "Conv_2"):
+            x = np.asarray(seen["intermediates"][layer]["__call__"][0]).transpose(0, 3, 1, 2)
+            windows = x.reshape(*x.shape[:2], x.shape[2] // 2, 2, x.shape[3] // 2, 2).swapaxes(3, 4)
+            chosen.append(windows.reshape(*windows.shape[:4], 4).argmax(-1).astype(np.uint8))
     return chosen
 
 

@@ -182,8 +182,10 @@ def _step(blame: Blame) -> str:
     rows = [row("ours", blame.ours), *(row(f"torch, {name}", other) for name, other in blame.others.items())]
     return (
         f"<p>Step {blame.step:,} again, from torch's own parameters and the optimizer's state before it: how far each "
-        f"part is from torch's, for <code>{NAMES[at]}</code>, in eps of its largest value. Of the "
-        f"{eps(blame.apart)} eps after the step {eps(blame.carried)} were there before it.</p>" + _table(head, rows)
+        f"part is from torch's, for <code>{NAMES[at]}</code>, in eps of its largest value. The runs themselves were "
+        f"{eps(blame.carried)} eps apart before the step and {eps(blame.apart)} after it; in their own step "
+        f"{blame.own_choices:,} choices of the max pooling differ, and the gradient is {eps(blame.own_gradient)} eps "
+        f"off, with equal choices {eps(blame.own_backward)}.</p>" + _table(head, rows)
     )
 
 

@@ -7,8 +7,9 @@ from train.compare.lockstep import YARDSTICKS, Lockstep, Pair
 NAMES = tuple(SHAPES)
 ROUNDING = {
     "forward": "The forward pass made it, by rounding: in {choices:,} of {windows:,} max-pooling windows two values "
-    "are so near to each other that sums added up in another order choose the other one, and the gradient goes there "
-    "whole. With the same choices the gradients are {backward} eps apart, torch from itself {torch_backward}.",
+    "are so near to each other that rounding decides which is the larger, and the gradient goes to another one whole. "
+    "It is {gradient} eps off; from torch's gradient with the same choices {backward}, torch from itself "
+    "{torch_backward}.",
     "gradient": "The gradient has the largest share in this step, by rounding: sums are added up in another order. "
     "From the same parameters it is {backward} eps off, torch from itself {torch_backward}.",
     "update": "The update has the largest share in this step, by rounding: with the same gradients and state it is "
@@ -68,9 +69,11 @@ def sentences(lockstep: Lockstep, blame: Blame | None) -> list[str]:
             f"The two runs part by more than {bound} first after step {blame.step:,}, in {NAMES[at]}: it is "
             f"{eps(blame.apart)} eps off, and was {eps(blame.carried)} before the step.",
             (ROUNDING if blame.rounding else DIFFERENCE)[blame.cause].format(
-                choices=ours.choices,
+                choices=blame.own_choices,
                 windows=blame.windows,
-                **{name: eps(getattr(ours, name)[at]) for name in ("backward", "update")},
+                gradient=eps(blame.own_gradient),
+                backward=eps(blame.own_backward if blame.cause == "forward" else ours.backward[at]),
+                update=eps(ours.update[at]),
                 **{f"torch_{name}": eps(getattr(torch, name)[at]) for name in ("backward", "update")},
                 loss=eps(ours.loss),
                 torch_loss=eps(torch.loss),
