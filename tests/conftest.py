@@ -1,3 +1,32 @@
-"""Modules that are run by tests in processes of their own: they need torch, and have no doctests to collect."""
+"""What pytest does for all tests: two processes for the whole suite, and a summary of the bits that were compared."""
 
-collect_ignore = ["oracle.py", "train/torch_side.py"]
+from typing import Any
+
+import pytest
+
+collect_ignore = ["oracle.py", "train/torch_side.py"]  # they need torch, and have no doctests
+report = pytest.StashKey[list[str]]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """The whole suite in two processes, a file at a time, where pytest-xdist is installed."""
+    if not config.invocation_params.args and getattr(config.option, "numprocesses", 0) is None:
+        config.option.numprocesses, config.option.dist = 2, "loadfile"
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output = getattr(session.config, "workeroutput", None)  # of a process of pytest-xdist
+    if output is not None:
+        output["report"] = session.config.stash.get(report, [])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash.setdefault(report, []).extend(getattr(node, "workeroutput", {}).get("report", []))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Says in every run, a green one too, how many configurations were compared and how many bits differ."""
+    for line in config.stash.get(report, []):
+        terminalreporter.write_line(line)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import report
 from tests.exact.compare import SETTINGS
-from tests.exact.conftest import report
 
 pytest.importorskip("torch", reason="torch, the oracle, is not installed")
 

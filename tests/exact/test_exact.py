@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 import jaxopt_port
+from tests.conftest import report
 from tests.exact.compare import CLOSURES, LIMITS
-from tests.exact.conftest import report, selected_names
+from tests.exact.conftest import selected_names
 
 pytest.importorskip("torch", reason="torch, the oracle, is not installed")
 NAMES = [name for name in jaxopt_port.optimizers if name not in CLOSURES]
@@ -32,7 +33,7 @@ def records(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     if not all((folder / dtypes[0]).exists() for dtypes in shares):
         pytest.fail("the comparison broke off:\n" + "\n".join(printed))
     found = [json.loads(line) for dtypes in shares for line in (folder / dtypes[0]).read_text().splitlines()]
-    request.config.stash[report] = _summary(found)
+    request.config.stash.setdefault(report, []).extend(_summary(found))
     return found
 
 
