@@ -40,7 +40,7 @@ dt { color: var(--soft); } dd { margin: 0; }
 svg { width: 100%; height: auto; } svg text { fill: var(--text); font: 12px system-ui, sans-serif; }
 svg .title { font-weight: 600; font-size: 13px; } svg .tick, svg .label { fill: var(--soft); }
 svg .grid { stroke: var(--line); } svg .axis { stroke: var(--soft); fill: none; }
-polyline { fill: none; stroke-width: 1.5; stroke-linejoin: round; }
+polyline { fill: none; stroke-width: 1.5; stroke-linejoin: round; } polyline.torch { stroke-width: 5; opacity: .6; }
 .key { margin: .25rem 0; font-size: 14px; } .key span { margin-right: 1.2rem; white-space: nowrap; }
 .key i { display: inline-block; width: 1.2rem; height: 3px; margin-right: .4rem; vertical-align: middle; }
 """ + "".join(
