@@ -24,7 +24,10 @@ def find_state(state: Any) -> OptState:
     """
     found = [x for x in jax.tree.leaves(state, is_leaf=_is_state) if _is_state(x)]
     if len(found) != 1:
-        raise ValueError(f"expected one OptState in the state, found {len(found)}: pass the one that is meant")
+        raise ValueError(
+            f"expected one OptState in the state, found {len(found)}: pass the one that is meant, "
+            "such as state.inner_states[label].inner_state of optax.partition"
+        )
     return found[0]
 
 

@@ -176,6 +176,14 @@ def muon(
       >>> updates, state = optimizer.update(grads, state, params)
       >>> params = optax.apply_updates(params, updates)
 
+      Or as two optimizers, as in torch, each with the other's parameters frozen and, if need be, its own scheduler:
+
+      >>> muon = optim.muon(lr=0.02, param_groups=[optim.ParamGroup(lambda path, p: p.ndim != 2, frozen=True)])
+      >>> adamw = optim.adamw(lr=3e-4, param_groups=[optim.ParamGroup(lambda path, p: p.ndim == 2, frozen=True)])
+      >>> muon_state, adamw_state = muon.init(params), adamw.init(params)
+      >>> params, muon_state = muon.step(grads, muon_state, params)
+      >>> params, adamw_state = adamw.step(grads, adamw_state, params)
+
     Source: torch/optim/_muon.py; Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024; Liu et
     al., Muon is Scalable for LLM Training, 2025 ("match_rms_adamw").
     """
