@@ -76,6 +76,12 @@ def to_numpy(x: Any) -> np.ndarray:
     return x.numpy().copy()
 
 
+def sparse_rows(g: torch.Tensor) -> torch.Tensor:
+    """`g.to_sparse(1)`, which takes 18 ms for 100 rows: the rows that are not all zero."""
+    rows = g.reshape(len(g), g[:1].numel()).any(1).nonzero()[:, 0]
+    return torch.sparse_coo_tensor(rows[None], g[rows], g.shape, is_coalesced=True, check_invariants=False)
+
+
 class Torch:
     """One of torch's optimizers, single-tensor path, with its parameters.
 
@@ -113,7 +119,7 @@ class Torch:
     def step(self, grads: Sequence[np.ndarray | None]) -> None:
         for p, g in zip(self.params, grads, strict=True):
             grad = None if g is None else to_torch(g)
-            p.grad = grad.to_sparse(1) if grad is not None and self.sparse else grad
+            p.grad = sparse_rows(grad) if grad is not None and self.sparse else grad
         torch.set_flush_denormal(self.flush_denormal)
         try:
             self.optimizer.step()

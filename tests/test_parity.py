@@ -84,10 +84,16 @@ def test_as_near_to_torch_as_torch_to_itself(
 
 def _trajectory(name: str, kwargs: dict[str, Any], start: np.ndarray, grads: np.ndarray, sparse: bool) -> np.ndarray:
     optimizer = jaxopt_port.optimizers[name](**kwargs)
+    if sparse:
+        params, step = jnp.asarray(start), jax.jit(optimizer.step)
+        state = optimizer.init(params)
+        for g in grads:
+            params, state = step(BCOO.fromdense(g, nse=len(g), n_dense=1), state, params)
+        return np.asarray(params)
 
     def body(carry: tuple[Any, Any], g: jax.Array) -> tuple[tuple[Any, Any], None]:
         params, state = carry
-        return optimizer.step(BCOO.fromdense(g, nse=len(g), n_dense=1) if sparse else g, state, params), None
+        return optimizer.step(g, state, params), None
 
     params = jnp.asarray(start)
     (params, _), _ = jax.jit(lambda carry, grads: jax.lax.scan(body, carry, grads))(
