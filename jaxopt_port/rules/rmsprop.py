@@ -36,6 +36,7 @@ def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tup
         "eps": h.eps,
         "weight_decay": h.weight_decay,
         "momentum": h.momentum,
+        "has_momentum": h.momentum > 0,  # asked before it is rounded, to 0 perhaps
     }
     return c, s
 
@@ -47,8 +48,8 @@ def update(p: jax.Array, g: jax.Array, s: RMSpropState, c: SimpleNamespace) -> t
     avg = jnp.sqrt(square_avg if grad_avg is None else square_avg - grad_avg * grad_avg) + c.eps
     new_p, buffer = p + c.neg_lr * g / avg, s.momentum_buffer
     if buffer is not None:
-        buffer = jnp.where(c.momentum > 0, rounded(buffer * c.momentum) + g / avg, buffer)
-        new_p = jnp.where(c.momentum > 0, p + c.neg_lr * buffer, new_p)
+        buffer = jnp.where(c.has_momentum, rounded(buffer * c.momentum) + g / avg, buffer)
+        new_p = jnp.where(c.has_momentum, p + c.neg_lr * buffer, new_p)
     return new_p, RMSpropState(square_avg, buffer, grad_avg)
 
 
