@@ -11,6 +11,8 @@ report = pytest.StashKey[list[str]]()
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """The whole suite in two processes, a file at a time, where pytest-xdist is installed."""
+    if hasattr(config, "workerinput"):  # one of those processes: without this each would start two more, and so on
+        return
     if not config.invocation_params.args and getattr(config.option, "numprocesses", 0) is None:
         config.option.numprocesses, config.option.dist = 2, "loadfile"
 
