@@ -75,10 +75,10 @@ def fit(
         yield epoch
         if not epoch.finite or step == config.steps:
             return
-        state = _end_epoch(training, state, epoch)
+        state = end_epoch(training, state, epoch)
 
 
-def _end_epoch(training: Training, state: State, epoch: Epoch) -> State:
+def end_epoch(training: Training, state: State, epoch: Epoch) -> State:
     """The scheduler's step after an epoch. A plateau is one of the loss on the test split, or where there is none of
     the mean loss of the epoch."""
     if training.scheduler is None or training.every_step:

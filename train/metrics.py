@@ -47,12 +47,8 @@ def record(epoch: Epoch) -> dict[str, Any]:
         "running_loss": epoch.running_loss,
         "loss": epoch.running_loss / len(epoch.losses),
         "accuracy": epoch.accuracy,
-        **({} if epoch.test is None else {"test_loss": epoch.test[0], "test_accuracy": epoch.test[1]}),
-        **(
-            {}
-            if epoch.ema_test is None
-            else {"ema_test_loss": epoch.ema_test[0], "ema_test_accuracy": epoch.ema_test[1]}
-        ),
+        **_test("test", epoch.test),
+        **_test("ema_test", epoch.ema_test),
         "images_per_second": epoch.images_per_second,
     }
     finite = {name: number if math.isfinite(number) else None for name, number in numbers.items()}

@@ -13,8 +13,7 @@ from train.compare.layouts import SHAPES
 from train.config import Config
 from train.epoch import Epoch
 from train.errors import UsageError
-from train.loop import Advance, Chunk
-from train.loop import _end_epoch as end_epoch
+from train.loop import Advance, Chunk, end_epoch
 from train.model import Params, init_params
 from train.step import Metrics, Rates, State, init
 from train.training import Training, optimizer_options
