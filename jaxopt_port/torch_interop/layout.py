@@ -33,6 +33,7 @@ from jaxopt_port.torch_interop.array_layout import linear as linear
 from jaxopt_port.torch_interop.array_layout import same as same
 from jaxopt_port.torch_interop.array_layout import to_heads as to_heads
 from jaxopt_port.torch_interop.array_layout import transposed_convolution as transposed_convolution
+from jaxopt_port.torch_interop.as_array import as_array
 from jaxopt_port.torch_interop.module_pairs import Entry as Entry
 from jaxopt_port.torch_interop.module_pairs import Pairing, flax_modules, torch_modules
 from jaxopt_port.torch_interop.module_pairs import Source as Source
@@ -109,7 +110,8 @@ def infer(
     Raises:
       ValueError: an array without a counterpart, and one that could be several things, with all of them.
     """
-    layouts, shapes = layouts or {}, {name: _shape(value) for name, value in torch.items()}
+    layouts = layouts or {}
+    shapes = {name: _shape(name, value) for name, value in torch.items() if not name.endswith("_extra_state")}
     flax_shapes = {path: tuple(leaf.shape) for path, leaf in _leaves(flax)}
     if not any(path.endswith(("/mean", "/var")) for path in flax_shapes):
         shapes = {name: shape for name, shape in shapes.items() if not name.endswith(STATISTICS)}
@@ -145,7 +147,7 @@ def to_flax(mapping: Mapping, torch: Dict[str, Any], flax: Tree) -> Tree:
       A tree like `flax`.
 
     Raises:
-      ValueError: an array that `torch` lacks, or of another shape than in the mapping.
+      ValueError: an array that `torch` lacks, or of another shape than in the mapping; a complex one for a real leaf.
     """
     entries = {entry.path: entry for entry in mapping.entries}
     boxes, treedef = jax.tree.flatten(flax, is_leaf=is_box)
@@ -153,9 +155,11 @@ def to_flax(mapping: Mapping, torch: Dict[str, Any], flax: Tree) -> Tree:
     for (path, leaf), box in zip(_leaves(flax), boxes, strict=True):
         if path not in entries:
             raise ValueError(f"{path!r} is not in the mapping: infer it with the whole tree")
-        array = flax_array(entries[path], torch).astype(leaf.dtype)
+        array = flax_array(entries[path], torch)
+        if np.iscomplexobj(array) and not jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            raise ValueError(f"{entries[path].source.name!r} is {array.dtype}, {path!r} in flax is {leaf.dtype}")
         with float64():
-            new.append(jax.tree.structure(box).unflatten([jnp.array(array, leaf.dtype)]))
+            new.append(jax.tree.structure(box).unflatten([jnp.array(array.astype(leaf.dtype), leaf.dtype)]))
     return treedef.unflatten(new)
 
 
@@ -211,7 +215,7 @@ def flax_array(entry: Entry, torch: Dict[str, Any]) -> np.ndarray:
     source, layout = entry.source, entry.layout
     if source.name not in torch:
         raise ValueError(f"{source.name!r}, which is {entry.path!r} in flax, is missing")
-    array = np.asarray(torch[source.name])
+    array = as_array(torch[source.name])
     if array.shape != torch_shape([entry]):
         raise ValueError(f"{source.name!r} is {list(array.shape)}, in the mapping {list(torch_shape([entry]))}")
     return layout.to_flax(np.split(array, source.parts)[source.part] if source.parts > 1 else array)
@@ -237,8 +241,13 @@ def _leaves(tree: Tree) -> list[tuple[str, Any]]:
     return leaves
 
 
-def _shape(value: Any) -> Shape:
-    return tuple(value.shape if hasattr(value, "shape") else value)
+def _shape(name: str, value: Any) -> Shape:
+    shape = getattr(value, "shape", value)
+    if not isinstance(shape, tuple | list):
+        raise ValueError(
+            f"{name!r} is no array but a {type(value).__name__}: pass module.state_dict(), such as checkpoint['model']"
+        )
+    return tuple(shape)
 
 
 def _check_known(shapes: Dict[str, Shape], pairing: Pairing, pairs: Dict[str, str], layouts: Dict[str, Kind]) -> None:
