@@ -85,7 +85,7 @@ class Optimizer(optax.GradientTransformationExtraArgs):
           ValueError: a gradient tree or shape that is not the parameters'.
           TypeError: a gradient of another dtype than its parameter; hyper-parameters that are not float64.
         """
-        return _lifted(self).step(grads, state, params)
+        return algorithm_of(self).step(grads, state, params)
 
     def step_closure(
         self, closure: Callable[..., Any], state: OptState, params: Tree, *args: Any, has_aux: bool = False
@@ -102,7 +102,7 @@ class Optimizer(optax.GradientTransformationExtraArgs):
         Returns:
           `(loss, params, state)`, or `((loss, aux), params, state)`; the loss is that of the parameters given.
         """
-        return _lifted(self).step_closure(closure, state, params, *args, has_aux=has_aux)
+        return algorithm_of(self).step_closure(closure, state, params, *args, has_aux=has_aux)
 
 
 class Algorithm:
@@ -168,7 +168,7 @@ def add_param_group(
       >>> [group["lr"] for group in optim.get_hyper(state)]
       [0.1, 0.1, 0.01]
     """
-    lifted = _lifted(optimizer)
+    lifted = algorithm_of(optimizer)
     if not isinstance(lifted, _Lifted):
         raise ValueError(
             "only an optimizer as its factory returns it takes another group: give every_k, or what else is around it, "
@@ -178,7 +178,8 @@ def add_param_group(
     return Optimizer(new.init, new.update), state
 
 
-def _lifted(optimizer: optax.GradientTransformation) -> Algorithm:
+def algorithm_of(optimizer: optax.GradientTransformation) -> Algorithm:
+    """What stands behind an optimizer that nothing was put around."""
     lifted = getattr(optimizer.update, "__self__", None)
     if not isinstance(lifted, Algorithm):
         raise TypeError("the update function of this Optimizer was replaced: use update instead of step")

@@ -11,6 +11,7 @@ from jaxopt_port.closure.flat import leaves_of
 from jaxopt_port.closure.lbfgs import LBFGSState
 from jaxopt_port.optimizer import OptState
 from jaxopt_port.scalars import float64
+from jaxopt_port.torch_interop.as_array import as_array
 from jaxopt_port.torch_interop.layout import torch_array
 from jaxopt_port.torch_interop.parameter_order import Parameter
 
@@ -39,14 +40,14 @@ def load(state: OptState, state_dict: Mapping[str, Any], known: Sequence[Paramet
         raise ValueError(f"the state has a history of {stored}, history_size is {rows}")
 
     def vector(x: Any) -> np.ndarray:
-        return _to_flax(np.asarray(x), known, params)
+        return _to_flax(as_array(x), known, params)
 
     new: dict[str, Any] = {key: vector(found[key]) for key in VECTORS if found.get(key) is not None}
-    new |= {key: np.asarray(found[key]) for key in NUMBERS if found.get(key) is not None}
+    new |= {key: as_array(found[key]) for key in NUMBERS if found.get(key) is not None}
     if stored:
         for key in HISTORY:
             old = np.zeros(getattr(slots, key).shape, slots.ro.dtype)
-            old[:stored] = [np.asarray(x) if key == "ro" else vector(x) for x in found[key]]
+            old[:stored] = [as_array(x) if key == "ro" else vector(x) for x in found[key]]
             new[key] = old
     with float64():
         arrays = {key: jnp.array(x, getattr(slots, key).dtype) for key, x in new.items()}

@@ -10,6 +10,7 @@ import numpy as np
 from jaxopt_port.optimizer import OptState
 from jaxopt_port.param_groups import is_box, unbox
 from jaxopt_port.scalars import float64
+from jaxopt_port.torch_interop.as_array import as_array
 from jaxopt_port.torch_interop.layout import torch_array
 from jaxopt_port.torch_interop.parameter_order import Parameter
 
@@ -79,7 +80,7 @@ def _found(name: str, parameter: Parameter, state: State) -> np.ndarray:
         raise ValueError(
             f"the state of parameter {parameter.name!r} has no {name!r}, which the options of its group ask for"
         )
-    return np.asarray(state[name])
+    return as_array(state[name])
 
 
 def _transposed(parameter: Parameter) -> bool:
@@ -107,7 +108,7 @@ def _scalar(name: str, state: State, first: jax.Array) -> Any:
     if name == "step" and state and state.get(name) is None:
         return 1.0  # torch does not count the steps of this optimizer: it has taken some
     found = state.get(name)
-    return np.asarray(first if found is None else found).astype(first.dtype).item()
+    return as_array(first if found is None else found).astype(first.dtype).item()
 
 
 def _check(name: str, fields: Sequence[str], steps: Iterable[str], parameter: Parameter, state: State) -> None:

@@ -11,7 +11,9 @@ import numpy as np
 from jaxopt_port.lr_scheduler.scheduler import Sched, Scheduler
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.scalars import float64
-from jaxopt_port.torch_interop.state_dict import exported_groups, group_options
+from jaxopt_port.torch_interop.as_array import as_array
+from jaxopt_port.torch_interop.state_dict import exported_groups
+from jaxopt_port.torch_interop.torch_groups import default_options
 
 FUNCTIONS = ("lr_lambdas", "_scale_fn_custom")
 # What torch's schedulers add to the optimizer's groups.
@@ -29,13 +31,14 @@ def load_scheduler(
       scheduler: made with torch's arguments.
       state_dict: torch's, of a scheduler of the same class.
       state: the optimizer's state, from `load_optimizer`, or a pytree with it inside. It is left as it is.
-      optimizer_state_dict: torch's of the optimizer: there torch keeps `initial_lr` and what else schedulers add.
+      optimizer_state_dict: torch's of the optimizer: there torch keeps `initial_lr` and what else schedulers add. Its
+        rates are the last ones of an old scheduler that kept none.
 
     Returns:
       The scheduler's state: `sched, state = scheduler.step(sched, state)` goes on.
 
     Raises:
-      ValueError: the state dict is of another class, or of other arguments than `scheduler`'s.
+      ValueError: the state dict is of another class, or of other arguments than `scheduler`'s, or not a scheduler's.
 
     Example:
       >>> import jaxopt_port as optim
@@ -51,7 +54,7 @@ def load_scheduler(
     Source: torch/optim/lr_scheduler.py, LRScheduler.load_state_dict.
     """
     groups = optimizer_state_dict["param_groups"]
-    added = [{key: float(np.asarray(group[key])) for key in ADDED if key in group} for group in groups]
+    added = [{key: as_array(group[key]).item() for key in ADDED if key in group} for group in groups]
     with float64():
         arrays = jax.tree.map(lambda x: jnp.array(x, jnp.float64), added)
     count = len(scheduler.init(state)[0]["param_groups"])
@@ -60,7 +63,7 @@ def load_scheduler(
     arrays += [{} for _ in range(count - len(groups))]  # of parameters that torch's optimizer does not have
     sched, _ = scheduler.init(state, after={"param_groups": arrays})
     shared = sched.pop("param_groups")
-    loaded = _loaded(scheduler, sched, state_dict, len(groups))
+    loaded = _loaded(scheduler, sched, state_dict, [group["lr"] for group in groups])
     return {**loaded, "param_groups": [{**one, **own} for one, own in zip(shared, arrays, strict=True)]}
 
 
@@ -89,7 +92,7 @@ def scheduler_state_dict(scheduler: Scheduler, sched: Sched, optimizer: Optimize
     Source: torch/optim/lr_scheduler.py, LRScheduler.state_dict.
     """
     numbers = exported_groups(optimizer, params)
-    has_betas = "betas" in group_options(optimizer)
+    has_betas = "betas" in default_options(optimizer)
     own = {key: value for key, value in sched.items() if key != "param_groups"}
     return _exported(scheduler, own, numbers, has_betas)
 
@@ -126,8 +129,18 @@ def _number(x: Any) -> Any:
     return np.asarray(x).item()
 
 
-def _loaded(scheduler: Scheduler, s: Sched, state_dict: Mapping[str, Any], groups: int) -> Sched:
-    """A first state with torch's put in."""
+def _loaded(scheduler: Scheduler, s: Sched, state_dict: Mapping[str, Any], rates: Sequence[Any]) -> Sched:
+    """A first state with torch's put in; `rates` are those of the optimizer's groups."""
+    if not isinstance(state_dict, Mapping):
+        raise ValueError(
+            f"the state dict of a {scheduler.name} is {state_dict!r}: pass scheduler.state_dict(), such as "
+            "checkpoint['scheduler']"
+        )
+    groups = len(rates)
+    if (
+        "_last_lr" in s
+    ):  # torch's ReduceLROnPlateau may have none before its first step, nor the schedulers of torch 1.3
+        state_dict = {"_last_lr": rates, **state_dict}
     unknown = [key for key in state_dict if key not in (*scheduler.options, *s, *FLAGS)]
     missing = [key for key in s if key not in state_dict]
     if unknown or missing:
@@ -144,7 +157,7 @@ def _loaded(scheduler: Scheduler, s: Sched, state_dict: Mapping[str, Any], group
         new = state_dict[key]
         if key == "_schedulers":
             parts = zip(scheduler.options[key], old, new, strict=True)
-            loaded[key] = [_loaded(part, one, theirs, groups) for part, one, theirs in parts]
+            loaded[key] = [_loaded(part, one, theirs, rates) for part, one, theirs in parts]
         elif not isinstance(old, list):
             loaded[key] = _array(new, old)
         elif len(new) != groups:
@@ -155,9 +168,12 @@ def _loaded(scheduler: Scheduler, s: Sched, state_dict: Mapping[str, Any], group
 
 
 def _plain(value: Any) -> Any:
+    """An option in the form that it has after JSON, but for milestones, whose keys JSON makes strings."""
+    if isinstance(value, Mapping):
+        return {int(epoch): count for epoch, count in value.items()}
     return list(value) if isinstance(value, tuple) else value
 
 
 def _array(x: Any, like: jax.Array) -> jax.Array:
     with float64():
-        return jnp.array(np.asarray(x).item(), like.dtype)
+        return jnp.array(as_array(x).item(), like.dtype)

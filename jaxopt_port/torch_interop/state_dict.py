@@ -1,35 +1,22 @@
 """torch's `optimizer.state_dict()`, both ways.
 
-A state dict is what `torch.load` gives: dicts and lists of arrays (anything that `np.asarray` takes, tensors on the CPU
-too) and Python's numbers.
+A state dict is what `torch.load` gives: dicts and lists of arrays (lists and torch's tensors too: see `as_array`) and
+Python's numbers.
 """
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from jaxopt_port.hyper import find_state, get_hyper, set_hyper
-from jaxopt_port.optimizer import Optimizer, OptState, _lifted
+from jaxopt_port.optimizer import Optimizer, OptState
 from jaxopt_port.param_groups import ParamGroup, leaf_paths
 from jaxopt_port.torch_interop import lbfgs_state, parameter_state
 from jaxopt_port.torch_interop.layout import Mapping as LayoutMapping
 from jaxopt_port.torch_interop.parameter_order import Parameter, by_group, parameters
+from jaxopt_port.torch_interop.torch_groups import HINTS, algorithm, options_of, plain_option, rule_name
 
 Tree = Any
 
-# What torch's optimizers have in a group beside the mathematics, by the name of our rule.
-FOREACH = {"foreach": None, "capturable": False, "differentiable": False}
-HINTS: Mapping[str, Mapping[str, Any]] = {
-    **dict.fromkeys(("adadelta", "adamax", "asgd", "nadam", "radam", "rmsprop", "rprop"), FOREACH),
-    "adafactor": {"foreach": None},
-    "adagrad": {"foreach": None, "differentiable": False, "fused": None},
-    "adam": {**FOREACH, "fused": None},
-    "sgd": {"foreach": None, "differentiable": False, "fused": None},
-}
-# What an old state dict may lack: torch's __setstate__ adds it, with the value that is our default.
-ADDED_LATER = ("amsgrad", "maximize", "nesterov", "centered", "decoupled_weight_decay", "initial_accumulator_value")
 ANY_MOMENTUM = 0.9
 
 
@@ -49,9 +36,10 @@ def load_optimizer(
     Muon's default step depends on which axis of a matrix is the first: see `muon` for kernels that are transposed.
 
     Args:
-      factory: `optim.adamw` and so on, the optimizer that wrote it. The state dict does not say which, and those of
-        Adam and of old AdamWs look the same.
-      state_dict: torch's.
+      factory: `optim.adamw` and so on, the optimizer that wrote it. The state dict does not say which. One of another
+        optimizer's options is refused, but AdamWs and Adams from before torch 2.6 look the same, and all of theirs load
+        as `optim.adam` too, which has `decoupled_weight_decay`.
+      state_dict: torch's, or what JSON makes of it. States are looked up by the entries of `params` in its groups.
       params: the parameters that it belongs to. Those that `param_names` leave out are frozen.
       mapping: from `layout.infer`, where the parameters are in flax's names and layouts. Without it, torch's parameters
         are the leaves of `params`, in their order.
@@ -60,8 +48,9 @@ def load_optimizer(
       `(optimizer, state)`.
 
     Raises:
-      ValueError: an option or a state that the optimizer does not have, or lacks; another number of parameters or other
-        shapes; groups whose parameters cannot be told apart (by `param_names` they can).
+      ValueError: an option or a state that the optimizer does not have, or lacks; a state of no group's parameter;
+        another number of parameters or other shapes; groups whose parameters cannot be told apart (by `param_names`
+        they can).
 
     Example:
       >>> import jax.numpy as jnp, numpy as np, jaxopt_port as optim
@@ -74,9 +63,8 @@ def load_optimizer(
 
     Source: torch/optim/optimizer.py, Optimizer.load_state_dict.
     """
-    algorithm: Any = _lifted(factory())
-    name = _name(algorithm)
-    options = [_options(factory, name, group, i) for i, group in enumerate(state_dict["param_groups"])]
+    name, state_dict = rule_name(factory()), _with_states_by_id(state_dict)
+    options = [options_of(factory, group, i) for i, group in enumerate(state_dict["param_groups"])]
     members = by_group(state_dict, parameters(params, mapping), named=mapping is not None)
     if name == "lbfgs":
         optimizer = factory(**options[0])
@@ -96,8 +84,7 @@ def load_optimizer(
         for parameter, one in zip(mine, inside, strict=True)
         for at, leaf in enumerate(parameter.leaves)
     }
-    lifted: Any = _lifted(optimizer)
-    return optimizer, parameter_state.fill(name, state, lifted.members(params), flat, params)
+    return optimizer, parameter_state.fill(name, state, algorithm(optimizer).members(params), flat, params)
 
 
 def optimizer_state_dict(
@@ -107,7 +94,10 @@ def optimizer_state_dict(
     mapping: LayoutMapping | None = None,
     sched: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """`optimizer.state_dict()`: for torch's `load_state_dict`, with arrays where torch has tensors.
+    """`optimizer.state_dict()`, with arrays where torch has tensors.
+
+    torch's `load_state_dict` needs tensors: `save` writes them, for `torch.load`, and `torch.from_numpy` makes one of
+    an array.
 
     torch's parameters are numbered group by group, in the order of a group's list of paths where it has one, otherwise
     in the mapping's order, and without a mapping in that of the leaves. Their names are written as `param_names`, which
@@ -115,8 +105,8 @@ def optimizer_state_dict(
     groups that are frozen or empty.
 
     Args:
-      optimizer: the optimizer.
-      state: its state, or a pytree with one inside.
+      optimizer: as its factory returned it, the one inside an `optax.chain` or an `every_k`.
+      state: its state, or a pytree with one inside, as the state of the chain.
       params: the parameters.
       mapping: from `layout.infer`, where the parameters are in flax's names and layouts.
       sched: the state of a scheduler, for what torch's schedulers keep in the groups (`initial_lr`, ...).
@@ -125,8 +115,8 @@ def optimizer_state_dict(
       `{"state": ..., "param_groups": ...}`.
 
     Raises:
-      ValueError: nonlinear conjugate gradients, which torch does not have; a parameter of torch's that is in two groups
-        or has stepped in parts; a state that has no layout in torch.
+      ValueError: what torch does not have, a wrapper around the optimizer or nonlinear conjugate gradients; a parameter
+        of torch's that is in two groups or has stepped in parts; a state that has no layout in torch.
 
     Example:
       >>> import jax.numpy as jnp, jaxopt_port as optim
@@ -138,22 +128,22 @@ def optimizer_state_dict(
 
     Source: torch/optim/optimizer.py, Optimizer.state_dict.
     """
-    algorithm: Any = _lifted(optimizer)
-    found, known, name = find_state(state), parameters(params, mapping), _name(algorithm)
+    lifted, name = algorithm(optimizer), rule_name(optimizer)
+    found, known = find_state(state), parameters(params, mapping)
     if name == "lbfgs":
         live = get_hyper(found)[0]
-        group = {**live, **algorithm.static, "params": list(range(len(known))), "param_names": [p.name for p in known]}
+        group = {**live, **lifted.static, "params": list(range(len(known))), "param_names": [p.name for p in known]}
         return {"state": lbfgs_state.save(found, known, params), "param_groups": [group]}
     live, numbers = get_hyper(found), exported_groups(optimizer, params)
-    state_of = parameter_state.saver(name, found, algorithm.members(params), params)
+    state_of = parameter_state.saver(name, found, lifted.members(params), params)
     states: dict[int, dict[str, Any]] = {}
     param_groups: list[dict[str, Any]] = []
     for group in numbers:
-        inside = _inside(algorithm, params, known, group)
+        inside = _inside(lifted, params, known, group)
         start = sum(len(each["params"]) for each in param_groups)
         ids = list(range(start, start + len(inside)))
-        scheduled = {} if sched is None else {k: _python(v) for k, v in sched["param_groups"][group].items()}
-        options = {**algorithm.options[group], **live[group], **HINTS.get(name, {}), **scheduled}
+        scheduled = {} if sched is None else {k: plain_option(v) for k, v in sched["param_groups"][group].items()}
+        options = {**lifted.options[group], **live[group], **HINTS.get(name, {}), **scheduled}
         names = [parameter.name for parameter in inside]
         param_groups.append({**options, "params": ids, "param_names": names})
         for i, parameter in zip(ids, inside, strict=True):
@@ -165,46 +155,31 @@ def optimizer_state_dict(
 
 def exported_groups(optimizer: Optimizer, params: Tree) -> list[int]:
     """The numbers of the groups that torch's optimizer has: those with parameters that are not frozen."""
-    algorithm: Any = _lifted(optimizer)
-    if _name(algorithm) == "lbfgs":
+    if rule_name(optimizer) == "lbfgs":
         return [0]
-    members = algorithm.members(params)
-    return [group for group, frozen in enumerate(algorithm.frozen) if not frozen and group in members]
+    lifted = algorithm(optimizer)
+    members = lifted.members(params)
+    return [group for group, frozen in enumerate(lifted.frozen) if not frozen and group in members]
 
 
-def group_options(optimizer: Optimizer) -> Mapping[str, Any]:
-    """The options of the default group."""
-    algorithm: Any = _lifted(optimizer)
-    return algorithm.options[0] if hasattr(algorithm, "rule") else algorithm.live
-
-
-def _name(algorithm: Any) -> str:
-    """The optimizer's name; AdamW's is adam, the rule."""
-    name = algorithm.rule.scalars.__module__.rpartition(".")[2] if hasattr(algorithm, "rule") else algorithm.name
-    if name == "nonlinear_cg":
-        raise ValueError("torch has no nonlinear conjugate gradients, and no state dict of them")
-    return name
-
-
-def _options(factory: Callable[..., Optimizer], name: str, group: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """The factory's options out of one of torch's groups."""
-    known = [each for each in inspect.signature(factory).parameters if each != "param_groups"]
-    optional = (*ADDED_LATER, "momentum") if name == "rmsprop" else ADDED_LATER
-    missing = [each for each in known if each not in group and each not in optional]
-    if missing:
+def _with_states_by_id(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """The state dict with each state under the very entry of its group's `params`, which JSON makes a string."""
+    missing = ("state", "param_groups")
+    if not isinstance(state_dict, Mapping) or any(name not in state_dict for name in missing):
+        what = f"a dict of {', '.join(map(str, state_dict))}" if isinstance(state_dict, Mapping) else repr(state_dict)
         raise ValueError(
-            f"parameter group {number} of the state dict has no {', '.join(missing)}: it is not of the optimizer "
-            f"{getattr(factory, '__name__', name)}. It has {', '.join(each for each in group if each != 'params')}"
+            "the state dict is not an optimizer's, which has state and param_groups: pass optimizer.state_dict(), such "
+            f"as checkpoint['optimizer']. This is {what}"
         )
-    options = {each: _python(group[each]) for each in known if each in group}
-    return options if name != "rmsprop" else {"momentum": 0.0, **options}
-
-
-def _python(value: Any) -> Any:
-    """An option as Python has it: a number for a tensor, a tuple for a list."""
-    if isinstance(value, list | tuple):
-        return tuple(map(_python, value))
-    return value if value is None or isinstance(value, str | bool | int | float) else np.asarray(value).item()
+    found, groups = state_dict["state"], state_dict["param_groups"]
+    keys = {i: i if i in found else str(i) for group in groups for i in group["params"]}
+    lost = [str(key) for key in found if key not in keys.values()]
+    if lost:
+        raise ValueError(
+            f"the state dict has states of {', '.join(lost)}, which its groups do not have: their params are "
+            f"{', '.join(map(str, keys))}"
+        )
+    return {"state": {i: found[key] for i, key in keys.items() if key in found}, "param_groups": groups}
 
 
 def _make(
@@ -221,9 +196,9 @@ def _make(
     return factory(**options[0], param_groups=[*groups, *([ParamGroup(rest, frozen=True)] if rest else [])])
 
 
-def _inside(algorithm: Any, params: Tree, known: Sequence[Parameter], group: int) -> list[Parameter]:
+def _inside(lifted: Any, params: Tree, known: Sequence[Parameter], group: int) -> list[Parameter]:
     """The parameters of a group, in the order of its list of paths if it has one."""
-    members, paths = algorithm.members(params), leaf_paths(params)
+    members, paths = lifted.members(params), leaf_paths(params)
     inside = [parameter for parameter in known if any(members[leaf] == group for leaf in parameter.leaves)]
     for parameter in inside:
         if any(members[leaf] != group for leaf in parameter.leaves):
@@ -231,7 +206,7 @@ def _inside(algorithm: Any, params: Tree, known: Sequence[Parameter], group: int
                 f"{parameter.name!r} is one parameter in torch, and here in several groups: "
                 f"{', '.join(f'{paths[leaf]} in {members[leaf]}' for leaf in parameter.leaves)}"
             )
-    which = algorithm.groups[group - 1].which if group else None
+    which = lifted.groups[group - 1].which if group else None
     if isinstance(which, tuple):
         inside.sort(key=lambda parameter: which.index(paths[parameter.leaves[0]]))
     return inside

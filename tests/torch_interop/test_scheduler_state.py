@@ -1,6 +1,7 @@
 """Schedulers carried between torch and here in the middle of a run go on with every bit of the rates."""
 
 import copy
+import json
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,7 +9,14 @@ import numpy as np
 import pytest
 
 import jaxopt_port as optim
-from jaxopt_port.lr_scheduler import cosine_annealing_lr, exponential_lr, lambda_lr, step_lr
+from jaxopt_port.lr_scheduler import (
+    cosine_annealing_lr,
+    exponential_lr,
+    lambda_lr,
+    multi_step_lr,
+    reduce_lr_on_plateau,
+    step_lr,
+)
 from jaxopt_port.torch_interop import load_optimizer, load_scheduler, optimizer_state_dict, scheduler_state_dict
 from tests.lr_scheduler.cases import MAIN, MORE, Case, Ours, Torch, metrics
 
@@ -111,6 +119,30 @@ def test_parameters_that_torch_has_not_do_not_get_in_the_way() -> None:
 
 
 @pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (lambda sgd: torch.optim.lr_scheduler.MultiStepLR(sgd, [2, 4, 4]), multi_step_lr([2, 4, 4])),
+        (lambda sgd: torch.optim.lr_scheduler.ReduceLROnPlateau(sgd, patience=1), reduce_lr_on_plateau(patience=1)),
+    ],
+)
+def test_through_json_and_from_a_torch_that_kept_no_rates(theirs: Any, ours: Any) -> None:
+    sgd = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.5)
+    scheduler = theirs(sgd)
+    written, optimizer = json.loads(json.dumps([scheduler.state_dict(), sgd.state_dict()]))
+    del written["_last_lr"]
+    _, state = load_optimizer(optim.sgd, optimizer, {"a": jnp.ones(2)})
+    sched = load_scheduler(ours, written, state, optimizer)
+    assert ours.get_last_lr(sched) == scheduler.get_last_lr()
+    metric = [1.0] if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau) else []
+    for _ in range(6):
+        sgd.step()
+        scheduler.step(*metric)
+        sched, state = ours.step(sched, state, *metric)
+        assert ours.get_last_lr(sched) == scheduler.get_last_lr()
+    assert scheduler.get_last_lr() != [0.5]
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"gamma": 0.5}, r"StepLR with gamma=0.5, this one has 0.1"),
@@ -126,4 +158,7 @@ def test_another_scheduler_is_refused(change: dict[str, Any], message: str) -> N
         load_scheduler(step_lr(3), {**state_dict, **change}, state, groups)
     with pytest.raises(ValueError, match="it has step_size, gamma"):
         load_scheduler(cosine_annealing_lr(3), state_dict, state, groups)
+    for nothing in (None, [1]):
+        with pytest.raises(ValueError, match=r"of a StepLR is .*: pass scheduler.state_dict\(\), such as checkpoint"):
+            load_scheduler(step_lr(3), nothing, state, groups)  # pyright: ignore[reportArgumentType]
     assert np.isclose(load_scheduler(step_lr(3), {**state_dict, "verbose": False}, state, groups)["base_lrs"][0], 0.1)

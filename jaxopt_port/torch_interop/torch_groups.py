@@ -1,0 +1,113 @@
+"""The options of torch's parameter groups: of which optimizer they are, and as our factories take them."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jaxopt_port import optimizers
+from jaxopt_port.optimizer import Optimizer, algorithm_of
+from jaxopt_port.torch_interop.as_array import as_array
+
+# What torch's optimizers have in a group beside the mathematics, by the name of our rule.
+FOREACH = {"foreach": None, "capturable": False, "differentiable": False}
+HINTS: Mapping[str, Mapping[str, Any]] = {
+    **dict.fromkeys(("adadelta", "adamax", "asgd", "nadam", "radam", "rmsprop", "rprop"), FOREACH),
+    "adafactor": {"foreach": None},
+    "adagrad": {"foreach": None, "differentiable": False, "fused": None},
+    "adam": {**FOREACH, "fused": None},
+    "sgd": {"foreach": None, "differentiable": False, "fused": None},
+}
+# What an old state dict may lack: torch's __setstate__ adds it, with the value that is our default. A group with
+# `foreach` is of torch 1.12 or later, which wrote those of the first line always: RAdam's group differs from Adam's
+# in its lack of `amsgrad` alone.
+ADDED_EARLY = ("amsgrad", "nesterov", "centered", "initial_accumulator_value")
+ADDED_LATE = ("maximize", "decoupled_weight_decay")
+
+
+def algorithm(optimizer: Optimizer) -> Any:
+    """What stands behind an optimizer of torch's.
+
+    Raises:
+      ValueError: another's, or a wrapper around one.
+    """
+    try:
+        found = algorithm_of(optimizer)
+    except TypeError:
+        found = None
+    if not (hasattr(found, "rule") or hasattr(found, "name")):
+        raise ValueError(
+            "the optimizer is a wrapper, which torch does not have (optax.chain, every_k, ...): pass the optimizer "
+            "inside, as optim.adamw(...) returned it; the state may be the whole one"
+        )
+    return found
+
+
+def rule_name(optimizer: Optimizer) -> str:
+    """The name of the optimizer's rule; AdamW's is adam.
+
+    Raises:
+      ValueError: nonlinear conjugate gradients, which torch does not have; a wrapper.
+    """
+    found = algorithm(optimizer)
+    name = found.rule.scalars.__module__.rpartition(".")[2] if hasattr(found, "rule") else found.name
+    if name == "nonlinear_cg":
+        raise ValueError("torch has no nonlinear conjugate gradients, and no state dict of them")
+    return name
+
+
+def default_options(optimizer: Optimizer) -> Mapping[str, Any]:
+    """The options of the default group."""
+    found = algorithm(optimizer)
+    return found.options[0] if hasattr(found, "rule") else found.live
+
+
+def options_of(factory: Callable[..., Optimizer], group: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """The factory's options out of one of torch's groups.
+
+    Args:
+      factory: makes the optimizer.
+      group: torch's.
+      number: of the group.
+
+    Raises:
+      ValueError: the group is another optimizer's.
+    """
+    wrong = _wrong(factory, group)
+    if wrong:
+        others = [f"optim.{other.__name__}" for other in TORCHS if not _wrong(other, group)]
+        raise ValueError(
+            f"parameter group {number} of the state dict has {wrong}: it is not of the optimizer "
+            f"{getattr(factory, '__name__', rule_name(factory()))}. It has "
+            f"{', '.join(each for each in group if each != 'params')}"
+            + (f": load it with {' or '.join(others)}" if others else "")
+        )
+    options = {each: plain_option(group[each]) for each in _arguments(factory) if each in group}
+    return options if rule_name(factory()) != "rmsprop" else {"momentum": 0.0, **options}
+
+
+def plain_option(value: Any) -> Any:
+    """An option as Python has it: a number for a tensor, a tuple for a list."""
+    if isinstance(value, list | tuple):
+        return tuple(map(plain_option, value))
+    return value if value is None or isinstance(value, str | bool | int | float) else as_array(value).item()
+
+
+def _wrong(factory: Callable[..., Optimizer], group: Mapping[str, Any]) -> str:
+    """What of a group is not the factory's optimizer's; empty if nothing."""
+    arguments, optimizer = _arguments(factory), factory()
+    fixed = {name: value for name, value in default_options(optimizer).items() if name not in arguments}
+    optional = ADDED_LATE if "foreach" in group else (*ADDED_EARLY, *ADDED_LATE)
+    if rule_name(optimizer) == "rmsprop":
+        optional = (*optional, "momentum")
+    missing = [name for name in arguments if name not in group and name not in optional]
+    others = [name for name in group if name in OPTIONS and name not in arguments and name not in fixed]
+    differs = [f"{name}={group[name]}" for name, value in fixed.items() if group.get(name, value) != value]
+    return f"no {', '.join(missing)}" if missing else ", ".join((*others, *differs))
+
+
+def _arguments(factory: Callable[..., Optimizer]) -> list[str]:
+    return [name for name in inspect.signature(factory).parameters if name != "param_groups"]
+
+
+TORCHS = [factory for name, factory in optimizers.items() if name != "nonlinear_cg"]
+OPTIONS = {name for factory in TORCHS for name in _arguments(factory)}

@@ -1,0 +1,127 @@
+"""State dicts as live optimizers of torch's give them: whose they are, through JSON, by name, in bfloat16."""
+
+import contextlib
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxopt_port as optim
+from jaxopt_port.torch_interop import load_optimizer, optimizer_state_dict
+
+torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict  # noqa: E402
+
+from tests.oracle import torch_class  # noqa: E402
+from tests.torch_interop.convert import tensors  # noqa: E402
+
+NAMES = [name for name in optim.optimizers if name != "nonlinear_cg"]
+
+
+def stepped(cls: Any, dtype: Any = torch.float32, **options: Any) -> Any:
+    """A module and its optimizer after a step."""
+    module = torch.nn.Linear(2, 3, bias=False, dtype=dtype)
+    optimizer = cls(module.parameters(), **options)
+
+    def closure() -> Any:
+        optimizer.zero_grad()
+        loss = (module.weight * module.weight).sum()
+        loss.backward()
+        if cls is torch.optim.SparseAdam:
+            module.weight.grad = module.weight.grad.to_sparse()
+        return loss
+
+    optimizer.step(closure)
+    return module, optimizer
+
+
+def ours(dtype: Any = jnp.float32) -> dict[str, Any]:
+    return {"weight": jnp.zeros((3, 2), dtype)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_its_own_optimizer_loads_a_state_dict(name: str) -> None:
+    state_dict = stepped(torch_class(name))[1].state_dict()
+    loaded = set()
+    for other in NAMES:
+        with contextlib.suppress(ValueError):
+            load_optimizer(optim.optimizers[other], state_dict, ours())
+            loaded.add(other)
+    assert loaded == ({"adamw", "adam"} if name == "adamw" else {name})  # adam has AdamW's option as well
+
+
+@pytest.mark.parametrize(
+    ("cls", "factory", "message"),
+    [
+        (torch.optim.Adam, optim.adamw, "has decoupled_weight_decay=False: .* not of the optimizer adamw.*: load it w"),
+        (torch.optim.Adam, optim.radam, r"has amsgrad: it is not of the optimizer radam.*: load it with optim\.adam$"),
+        (
+            torch.optim.RAdam,
+            optim.adam,
+            r"has no amsgrad: it is not of the optimizer adam.*: load it with optim\.radam",
+        ),
+    ],
+)
+def test_another_optimizers_is_named(cls: Any, factory: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_optimizer(factory, stepped(cls)[1].state_dict(), ours())
+
+
+def test_keys_of_users_and_of_schedulers_are_no_options() -> None:
+    _, optimizer = stepped(torch.optim.Adam)
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, 10)
+    optimizer.param_groups[0] |= {"name": "decay", "lr_scale": 0.5}
+    load_optimizer(optim.adam, optimizer.state_dict(), ours())
+
+
+def moment(state_dict: Any, dtype: Any = jnp.float32) -> np.ndarray:
+    return np.asarray(load_optimizer(optim.adamw, state_dict, ours(dtype))[1].slots["weight"].exp_avg)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lbfgs"])
+def test_through_json(name: str) -> None:
+    _, optimizer = stepped(torch_class(name), **({"momentum": 0.9} if name == "sgd" else {}))
+    plain, factory = optimizer.state_dict(), optim.optimizers[name]
+    through = json.loads(json.dumps(plain, default=lambda tensor: tensor.tolist()))
+    states = (load_optimizer(factory, each, ours())[1] for each in (plain, through))
+    jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_states_by_the_names_of_parameters() -> None:
+    module, optimizer = stepped(torch.optim.AdamW)
+    np.testing.assert_array_equal(
+        moment(get_optimizer_state_dict(module, optimizer)), optimizer.state[module.weight]["exp_avg"]
+    )
+
+
+def test_moments_in_bfloat16() -> None:
+    module, optimizer = stepped(torch.optim.AdamW, torch.bfloat16)
+    loaded = moment(optimizer.state_dict(), jnp.bfloat16)
+    np.testing.assert_array_equal(loaded.astype(np.float32), optimizer.state[module.weight]["exp_avg"].float())
+
+
+def test_a_state_that_no_group_has_is_refused() -> None:
+    state_dict = stepped(torch.optim.AdamW)[1].state_dict()
+    with pytest.raises(ValueError, match="has states of 100, which its groups do not have: their params are 0"):
+        moment({**state_dict, "state": {100: state_dict["state"][0]}})
+    with pytest.raises(
+        ValueError, match=r"pass optimizer\.state_dict.* such as .*'optimizer'.*This is a dict of model, op"
+    ):
+        moment({"model": {}, "optimizer": state_dict})
+    with pytest.raises(ValueError, match="This is None"):
+        moment(None)
+
+
+def test_the_optimizer_inside_is_asked_for() -> None:
+    adamw, params = optim.adamw(lr=0.5), ours()
+    for wrapped in (optax.chain(optax.clip(1.0), adamw), optim.every_k(adamw, 2)):
+        state: Any = wrapped.init(params)
+        with pytest.raises(ValueError, match=r"is a wrapper, .* pass the optimizer inside"):
+            optimizer_state_dict(wrapped, state, params)  # pyright: ignore[reportArgumentType]
+        _, theirs = stepped(torch.optim.AdamW)
+        theirs.load_state_dict(tensors(optimizer_state_dict(adamw, state, params)))
+        assert theirs.param_groups[0]["lr"] == 0.5
