@@ -12,6 +12,7 @@ from jaxopt_port.torch_interop.layout import Mapping as LayoutMapping
 from jaxopt_port.torch_interop.layout import to_flax, to_torch
 
 Tree = Any
+SCALER = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
 MODULE = "module."  # torch's prefix of the names in an AveragedModel
 
 
@@ -26,6 +27,7 @@ def load_grad_scaler(state_dict: Mapping[str, Any]) -> tuple[GradScaler, GradSca
 
     Raises:
       RuntimeError: it is empty, in torch's words.
+      ValueError: it lacks something, and is not a GradScaler's.
 
     Example:
       >>> theirs = {"scale": 1024.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 100}
@@ -38,6 +40,12 @@ def load_grad_scaler(state_dict: Mapping[str, Any]) -> tuple[GradScaler, GradSca
     if not state_dict:
         raise RuntimeError(
             "The source state dict is empty, possibly because it was saved from a disabled instance of GradScaler."
+        )
+    missing = [key for key in SCALER if key not in state_dict]
+    if missing:
+        raise ValueError(
+            f"the state dict has no {', '.join(missing)}: it is not of a GradScaler. Pass scaler.state_dict(), such as "
+            f"checkpoint['scaler']. It has {', '.join(map(str, state_dict))}"
         )
     scaler = GradScaler(
         init_scale=float(state_dict["scale"]),

@@ -41,6 +41,8 @@ def test_grad_scaler() -> None:
     assert grad_scaler_state_dict(optim.GradScaler(enabled=False), state) == {}
     with pytest.raises(RuntimeError, match="The source state dict is empty"):
         load_grad_scaler({})
+    with pytest.raises(ValueError, match=r"no growth_factor, .* Pass scaler\.state_dict\(\), .*It has scale$"):
+        load_grad_scaler({"scale": 1.0})
 
 
 def test_averaged_model() -> None:
