@@ -1,5 +1,7 @@
 """Reading and changing live hyper-parameters."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,20 @@ import optax
 import pytest
 from flax import nnx
 from flax.training.train_state import TrainState
+from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxopt_port as optim
-from tests.helpers import RULES, assert_same_bits, make, make_grads, make_params, run
+from jaxopt_port.lr_scheduler import constant_lr
+from tests.helpers import (
+    RULES,
+    CountTraces,
+    assert_same_bits,
+    make,
+    make_grads,
+    make_params,
+    run,
+    run_in_process,
+)
 
 PARAMS = make_params("adam")
 GRADS = make_grads("adam", 0)
@@ -58,8 +71,9 @@ def test_betas():
         for new in (0.8, (0.8,), (0.8, 0.9, 0.99), None):
             with pytest.raises(ValueError, match=r"'betas' of group 0 must be \(a number, a number\), not"):
                 optim.set_hyper(state, betas=new)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match=r"'lr' of group 0 must be a number, not \(0.1, 0.2\)"):
-        optim.set_hyper(state, lr=(0.1, 0.2))
+    for wrong, shown in (((0.1, 0.2), r"\(0.1, 0.2\)"), ("0.1", "'0.1'"), (np.ones(2), "an array of 2")):
+        with pytest.raises(ValueError, match=f"'lr' of group 0 must be a number, not {shown}"):
+            optim.set_hyper(state, lr=wrong)  # pyright: ignore[reportArgumentType]
 
 
 def test_inside_a_chain_and_a_train_state():
@@ -88,6 +102,60 @@ def test_inside_an_nnx_optimizer():
     assert optim.get_hyper(optimizer.opt_state)[1]["betas"] == (0.5, 0.5)
 
 
+def test_one_of_several_in_a_partition():
+    tx = optax.partition({"a": optim.sgd(lr=0.1), "b": optim.sgd(lr=0.2)}, {"bias": "a", "kernel": "b"})
+    state: Any = tx.init(PARAMS)
+    with pytest.raises(ValueError, match=r"found 2: .*put the new part back.*inner_states=\{\*\*state\.inner_states"):
+        optim.set_hyper(state, lr=0.0)
+    part = optim.set_hyper(state.inner_states["b"], lr=0.0)
+    updates: Any = tx.update(GRADS, state._replace(inner_states={**state.inner_states, "b": part}), PARAMS)[0]
+    expected: Any = tx.update(GRADS, state, PARAMS)[0]
+    assert_same_bits(updates, {"bias": expected["bias"], "kernel": jnp.zeros_like(PARAMS["kernel"])})
+
+
+def test_stacked_states():
+    optimizer, stacked = optim.adam(lr=0.1), jax.tree.map(lambda p: jnp.stack([p] * 3), PARAMS)
+    state = optim.set_hyper(jax.vmap(optimizer.init)(stacked), lr=0.5, betas=(0.8, 0.9))
+    assert optim.get_hyper(state)[0]["lr"] == [0.5] * 3
+    assert optim.get_hyper(state)[0]["betas"] == ([0.8] * 3, [0.9] * 3)
+    new, _ = jax.vmap(optimizer.step)(stacked, state, stacked)
+    alone = optim.adam(lr=0.5, betas=(0.8, 0.9))
+    expected, _ = jax.vmap(alone.step)(stacked, jax.vmap(alone.init)(stacked), stacked)
+    assert_same_bits(new, expected)
+
+
+def sharded_run():
+    """On four devices: rates that change before the first step, and after, by hand and by a scheduler."""
+    assert len(jax.devices()) == 4
+    mesh = jax.make_mesh((4,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = NamedSharding(mesh, PartitionSpec("rows"))
+    params = {"w": jnp.arange(8.0)}
+    optimizer, scheduler = optim.adamw(lr=0.1), constant_lr(factor=0.5, total_iters=2)
+
+    def train(params):
+        step = CountTraces(optimizer.step)
+        sched, state = scheduler.init(optim.set_hyper(optimizer.init(params), lr=0.2))
+        sched, state = scheduler.step(sched, state)
+        for weight_decay in (0.0, 0.1, 0.2):
+            params, state = step(params, state, params)
+            sched, state = scheduler.step(sched, optim.set_hyper(state, weight_decay=weight_decay))
+        assert step.traces <= 2  # one, and one when the first step has brought the state to the mesh
+        return params, state
+
+    there, here, third = map(
+        train, (*jax.device_put([params] * 2, [rows, None]), jax.device_put(params, jax.devices()[2]))
+    )
+    assert there[0]["w"].sharding.spec == PartitionSpec("rows")
+    assert third[0]["w"].devices() == {jax.devices()[2]}
+    for one in (there, third):
+        assert_same_bits(jax.device_get(one), jax.device_get(here))
+        assert one[1].param_groups[0]["lr"].sharding.device_set == one[0]["w"].sharding.device_set
+
+
+def test_on_four_devices():
+    run_in_process(sharded_run, "--xla_force_host_platform_device_count=4")
+
+
 def test_none_or_two_states():
     state = optim.sgd().init(PARAMS)
     for wrong, count in ((PARAMS, 0), ((state, state), 2)):
@@ -95,6 +163,9 @@ def test_none_or_two_states():
             with pytest.raises(ValueError, match=f"expected one OptState in the state, found {count}"):
                 call(wrong)
     assert lrs((state, PARAMS)) == [1e-3]
+    for optimizer in (optim.sgd(), optax.chain(optim.sgd())):
+        with pytest.raises(TypeError, match="this is the optimizer: pass its state"):
+            optim.get_hyper(optimizer)
 
 
 @pytest.mark.parametrize(

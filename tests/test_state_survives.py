@@ -205,8 +205,21 @@ def test_what_orbax_restores_without_x64_is_refused(after_two_steps, tmp_path):
         checkpointer.save(tmp_path / "saved", after_two_steps[1])
         checkpointer.wait_until_finished()
         back = checkpointer.restore(tmp_path / "saved", after_two_steps[1])
-    with pytest.raises(TypeError, match=r"came back as float32.*enable_x64"):
+        as_numpy = checkpointer.restore(tmp_path / "saved", jax.tree.map(np.asarray, after_two_steps[1]))
+        without_target = checkpointer.restore(tmp_path / "saved")
+    with pytest.raises(TypeError, match=r"came back as float32.*enable_x64.*restore's docstring"):
         optim.restore(back)
+    with pytest.raises(TypeError, match=r"came back as a dict: .*need a target"):
+        optim.restore({"params": PARAMS, "state": without_target})
+    assert_same_bits(optim.restore(as_numpy), after_two_steps[1])
+
+
+def test_a_pickle_of_jax_arrays_needs_x64(after_two_steps):
+    data = pickle.dumps(after_two_steps[1])
+    with pytest.raises(TypeError, match=r"came back as float32.*restore's docstring"):
+        optim.restore(pickle.loads(data))
+    with jax.enable_x64(True):
+        assert_same_bits(pickle.loads(data), after_two_steps[1])
 
 
 ROUND_TRIPS = {

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_port.hyper import find_state, replace_state
+from jaxopt_port.hyper import find_state, in_place_of, replace_state
 from jaxopt_port.lr_scheduler.number import Double, Number, numbers
 from jaxopt_port.optimizer import Optimizer, OptState
 from jaxopt_port.scalars import Scalar, float64, is_known
@@ -284,16 +284,10 @@ def _arrays(new: Any, before: Any = None, old: Any = None) -> Any:
     arrays: list[Any] = [None] * len(leaves) if old is None else jax.tree.leaves(old)
     unchanged = [None] * len(leaves) if old is None else jax.tree.leaves(before)
     moved = [i for i, (x, was) in enumerate(zip(leaves, unchanged, strict=True)) if x is not was]
-    made = [_array(leaves[i], arrays[i]) for i in moved]
-    for i, x in zip(moved, _on_device(made), strict=True):
-        arrays[i] = _beside(x, arrays[i])
+    made = in_place_of([arrays[i] for i in moved], [_array(leaves[i], arrays[i]) for i in moved])
+    for i, x in zip(moved, made, strict=True):
+        arrays[i] = x
     return treedef.unflatten(arrays)
-
-
-def _beside(x: jax.Array, old: Any) -> jax.Array:
-    """`x` on the devices of what it replaces: on others jit would compile the training step again."""
-    elsewhere = is_known(x) and isinstance(old, jax.Array) and is_known(old) and old.sharding != x.sharding
-    return jax.device_put(x, old.sharding) if elsewhere else x
 
 
 def _array(x: Number, like: Any) -> Any:
@@ -303,12 +297,6 @@ def _array(x: Number, like: Any) -> Any:
     if dtype.kind == "i" and x != int(x):
         raise TypeError(f"the epoch has to be an integer, not {x}")
     return dtype.type(x)
-
-
-@jax.jit
-def _on_device(numbers: list[Any]) -> list[jax.Array]:
-    """One call for all of them: eight take 50 us, where eight `jnp.asarray` take 460."""
-    return numbers
 
 
 def _check_float64(**states: Any) -> None:
