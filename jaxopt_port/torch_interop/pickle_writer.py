@@ -3,7 +3,7 @@
 import collections
 import pickle
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -33,46 +33,58 @@ def write_pickle(obj: Any) -> tuple[bytes, list[memoryview]]:
       PtFileError: something in it cannot be written.
     """
     arrays: dict[int, np.ndarray] = {}
-    _collect(obj, arrays, "the object", 0)
+    obj = _plain(obj, arrays, "the object", 0)
     tensors, storages = _lay_out(arrays)
     out = bytearray(pickle.PROTO + b"\2")
     _write(obj, tensors, out)
     return bytes(out + pickle.STOP), storages
 
 
-def _collect(obj: Any, arrays: dict[int, np.ndarray], where: str, depth: int) -> None:
-    """Check every item, and gather the arrays by the `id` of their object."""
+def _plain(obj: Any, arrays: dict[int, np.ndarray], where: str, depth: int) -> Any:
+    """The object with Python's numbers for NumPy's and dicts for other mappings, checked.
+
+    Its arrays are gathered by the `id` of their object, which what is returned keeps alive.
+    """
+    obj = obj.item() if isinstance(obj, np.generic) else obj
     kind = type(obj)
     if isinstance(obj, np.ndarray | jax.Array):
-        if obj.dtype.newbyteorder("=") not in _NAME_OF or isinstance(obj, np.ma.MaskedArray):
+        typed = isinstance(obj.dtype, np.dtype) and obj.dtype.newbyteorder("=") in _NAME_OF  # jax.random.key's is not
+        if not typed or isinstance(obj, np.ma.MaskedArray):
             raise PtFileError(f"{where} is an array of {obj.dtype}, which torch does not have")
         array = np.asarray(obj)
         arrays[id(obj)] = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    elif depth > MAX_DEPTH:
+        return obj
+    if depth > MAX_DEPTH:
         raise PtFileError(f"containers are nested more than {MAX_DEPTH} deep, or one contains itself")
-    elif kind in (dict, collections.OrderedDict, collections.Counter):
+    if isinstance(obj, Mapping):
+        items = {}
         for key, value in obj.items():
+            inside = f"{where}[{key!r}]"
+            key = key.item() if isinstance(key, np.generic) else key
             if type(key) not in (str, int, float, bool, bytes, type(None)):
                 raise PtFileError(f"{where} has a {type(key).__name__} as a key: strings and numbers can be written")
-            _collect(key, arrays, f"a key of {where}", depth + 1)
-            _collect(value, arrays, f"{where}[{key!r}]", depth + 1)
-        attributes = vars(obj) if kind is collections.OrderedDict else {}
-        for name, value in attributes.items():
+            key = _plain(key, arrays, f"a key of {where}", depth + 1)
+            items[key] = _plain(value, arrays, inside, depth + 1)
+        if kind not in (collections.OrderedDict, collections.Counter):
+            return items
+        new = kind(items)
+        for name, value in vars(obj).items():
             if name != "_metadata":
                 raise PtFileError(f"{where} is an OrderedDict with an attribute {name}")
-            _collect(value, arrays, f"{where}._metadata", depth + 1)
-    elif kind in (list, tuple, set):
-        for index, value in enumerate(obj):
-            _collect(value, arrays, f"{where}[{index}]", depth + 1)
-    elif kind is int and obj.bit_length() > 2000:
+            vars(new)[name] = _plain(value, arrays, f"{where}._metadata", depth + 1)
+        return new
+    if kind in (list, tuple, set):
+        return kind(_plain(value, arrays, f"{where}[{index}]", depth + 1) for index, value in enumerate(obj))
+    if kind is int and obj.bit_length() > 2000:
         raise PtFileError(f"{where} is a number of {obj.bit_length()} bits")
-    elif kind not in _WRITERS and not isinstance(obj, np.generic | np.dtype):
+    if kind not in _WRITERS and not isinstance(obj, np.dtype):
         raise PtFileError(
             f"{where} is a {kind.__module__}.{kind.__qualname__}, which is not plain data: "
             "arrays, numbers, strings, None, lists, tuples, sets and dicts can be written"
         )
-    elif isinstance(obj, np.dtype) and obj not in _NAME_OF:
+    if isinstance(obj, np.dtype) and obj not in _NAME_OF:
         raise PtFileError(f"{where} is the dtype {obj}, which torch does not have")
+    return obj
 
 
 def _lay_out(arrays: dict[int, np.ndarray]) -> tuple[dict[int, Tensor], list[memoryview]]:
@@ -136,8 +148,7 @@ def _write(obj: Any, tensors: dict[int, Tensor], out: bytearray) -> None:
     elif isinstance(obj, np.dtype):
         _write_name(_NAME_OF[obj], out)
     else:
-        value = obj.item() if isinstance(obj, np.generic) else obj
-        _WRITERS[type(value)](value, tensors, out)
+        _WRITERS[type(obj)](obj, tensors, out)
 
 
 def _write_tensor(x: Tensor, tensors: dict[int, Tensor], out: bytearray) -> None:

@@ -63,8 +63,9 @@ def save(obj: Any, path: str | os.PathLike[str]) -> None:
 
     Args:
       obj: NumPy and JAX arrays, numbers, strings, bytes, None, dtypes, and lists, tuples, sets, dicts, OrderedDicts and
-        Counters of them. A NumPy number becomes a Python number, and a 0-dimensional array a tensor. Arrays that share
-        memory share it in the file; any other is written C-contiguous.
+        Counters of them. A NumPy number becomes a Python number, in keys too, a 0-dimensional array a tensor, and any
+        other mapping (a FrozenDict, a defaultdict) a dict. Arrays that share memory share it in the file; any other is
+        written C-contiguous.
       path: where to.
 
     Raises:
@@ -184,7 +185,10 @@ def _swap(data: np.ndarray, dtype: np.dtype | None) -> None:
 
 def _directory(file: IO[bytes]) -> dict[str, _Record]:
     """The records by name. zipfile reads the directory; no record is opened with it."""
-    if file.read(len(OLD_FORMAT)) == OLD_FORMAT:
+    head = file.read(len(OLD_FORMAT))
+    if not head:
+        raise PtFileError("the file is empty")
+    if head == OLD_FORMAT:
         raise PtFileError(
             "the file is in the format from before torch 1.6, which is not read: "
             "write it again with torch.save(torch.load(path), path)"
@@ -193,7 +197,11 @@ def _directory(file: IO[bytes]) -> dict[str, _Record]:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
     except Exception as error:  # zipfile raises many kinds for a damaged directory
-        raise PtFileError(f"the file is not a whole zip archive, as torch.save writes ({error})") from error
+        if head[8:9] == b"{":  # after the header's size, its JSON
+            raise PtFileError("the file is in the safetensors format: safetensors.numpy.load_file reads it") from error
+        raise PtFileError(
+            f"the file is not a whole zip archive, as torch.save writes: {error}, and it begins with {head!r}"
+        ) from error
     records = {
         x.filename: _Record(
             x.header_offset,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from flax.core import FrozenDict
 
 from jaxopt_port.torch_interop import PtFileError, load, save
 
@@ -166,6 +167,8 @@ def test_arrays_of_all_kinds_are_written(tmp_path: Path) -> None:
         "overlapping": [shared[:2], shared[1:], shared.view(np.float32)],
         "broadcast": np.broadcast_to(np.float32(3), (2, 2)),
         "numbers": [np.float32(0.5), np.int64(3), np.bool_(True), ml_dtypes.bfloat16(1.5)],
+        "frozen": FrozenDict({"a": {"b": np.arange(2)}}),
+        "default": collections.defaultdict(list, {np.int64(1): [2]}),
     }
     save(obj, tmp_path / "a.pt")
     theirs = torch.load(tmp_path / "a.pt", weights_only=True)
@@ -179,6 +182,10 @@ def test_arrays_of_all_kinds_are_written(tmp_path: Path) -> None:
     assert [each.tolist() for each in theirs["overlapping"]] == [[0, 0], [0, 0], [0.0, 0.0, 0.0]]
     assert theirs["broadcast"].tolist() == [[3, 3], [3, 3]]
     assert theirs["numbers"] == [0.5, 3, True, 1.5]
+    assert {type(theirs["frozen"]), type(theirs["frozen"]["a"]), type(theirs["default"])} == {dict}
+    assert theirs["frozen"]["a"]["b"].tolist() == [0, 1]
+    assert theirs["default"] == {1: [2]}
+    assert type(next(iter(theirs["default"]))) is int
     assert list(map(type, theirs["numbers"])) == [float, int, bool, float]
 
 

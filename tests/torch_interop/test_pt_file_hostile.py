@@ -8,8 +8,9 @@ import tracemalloc
 import zipfile
 from collections import Counter, OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -185,6 +186,20 @@ def test_compressed_records_are_refused(tmp_path: Path) -> None:
         load(tmp_path / "a.pt")
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "the file is empty"),
+        (b'\7\0\0\0\0\0\0\0{"a":1}', "in the safetensors format: safetensors.numpy.load_file reads it"),
+        (b"<!doctype html><html>", "not a whole zip archive, .*begins with b'<!doctype html>"),
+    ],
+)
+def test_other_formats_are_named(data: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_bytes(data)
+    with pytest.raises(PtFileError, match=message):
+        load(tmp_path / "a.pt")
+
+
 def test_a_file_that_is_not_there_is_an_oserror(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "none.pt")
@@ -195,6 +210,10 @@ def test_fuzzing() -> None:
     faults = {key: count for key, count in counts.items() if key[1].startswith("FAULT")}
     assert not faults
     assert {result for _, result in counts} == {"loaded", "PtFileError"}
+
+
+class Point(NamedTuple):
+    x: int
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.complex_numbers()
@@ -245,6 +264,9 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, obj: 
         ([{(1, 2): 3}], r"the object\[0\] has a tuple as a key"),
         (2**5000, "the object is a number of 5001 bits"),
         (np.dtype("datetime64[s]"), "the object is the dtype datetime64"),
+        ([np.datetime64("2020")], r"the object\[0\] is a datetime.date, which is not plain data"),
+        ({"k": jax.random.key(0)}, r"the object\['k'\] is an array of key<fry>, which torch does not have"),
+        ([Point(1)], r"the object\[0\] is a .*Point, which is not plain data"),  # nor does torch read one
     ],
 )
 def test_what_cannot_be_written(obj: Any, message: str, tmp_path: Path) -> None:
