@@ -57,8 +57,10 @@ class Config:
     """Seeds the weights and the order of examples."""
     resume_torch: Path | None = None
     """Start from a PyTorch checkpoint: a file with the state dicts `model` and `optimizer`, and `scheduler` if any."""
+    start_epoch: int = 1
+    """The first epoch of a resumed run, where the checkpoint has run some: it decides the order of examples."""
     export_torch: Path | None = None
-    """Write such a checkpoint after the last epoch."""
+    """Write such a checkpoint after every epoch."""
     run_dir: Path | None = None
     """Where the run is recorded: a new or empty directory, by default runs/TIME-RECIPE."""
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -67,6 +69,20 @@ class Config:
     # What a recipe decides and no flag changes.
     shuffle: Annotated[bool, tyro.conf.Suppress] = False
     evaluate: Annotated[bool, tyro.conf.Suppress] = False
+
+    @property
+    def described(self) -> list[str]:
+        """What the run does, in words: its optimizer, its batches, its examples, and what is around the optimizer."""
+        options = [*([] if self.lr is None else [f"lr={self.lr:g}"]), *self.option]
+        return [
+            f"{self.recipe} recipe: {self.optimizer}({', '.join(options)})",
+            f"batch size {self.batch_size}",
+            f"{self.dataset} {self.split}" + ("" if self.limit is None else f", first {self.limit:,}"),
+            *([] if self.scheduler is None else [f"{self.scheduler}({', '.join(self.scheduler_option)})"]),
+            *([] if self.clip_grad_norm is None else [f"gradient norm at most {self.clip_grad_norm:g}"]),
+            *([] if self.accumulate == 1 else [f"a step every {self.accumulate} batches"]),
+            *([] if self.ema is None else [f"weights averaged with decay {self.ema:g}"]),
+        ]
 
     @property
     def evaluates(self) -> bool:
@@ -132,7 +148,7 @@ def parse(argv: Sequence[str]) -> Config:
 
 def check(config: Config) -> None:
     """Raise a UsageError for what cannot be run, before any work is done."""
-    for name in ("limit", "batch_size", "epochs", "steps", "accumulate"):
+    for name in ("limit", "batch_size", "epochs", "steps", "accumulate", "start_epoch"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least 1")
@@ -144,6 +160,10 @@ def check(config: Config) -> None:
         raise UsageError(f"--ema {config.ema}: must be in [0, 1]")
     if config.dataset == "cifar10" and config.data_dir is None:
         raise UsageError("--dataset cifar10: say where it is with --data-dir DIR, a directory that TFDS prepared")
+    if config.start_epoch > config.epochs:
+        raise UsageError(f"--start-epoch {config.start_epoch}: the last epoch, --epochs {config.epochs}, is before it")
+    if config.start_epoch > 1 and config.resume_torch is None:
+        raise UsageError(f"--start-epoch {config.start_epoch}: needs a --resume-torch CHECKPOINT to start from")
     out = config.export_torch
     if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
         raise UsageError(f"--export-torch {out}: is a directory, or in one that does not exist")

@@ -14,7 +14,7 @@ from train.data import Examples
 from train.epoch import Epoch
 from train.model import Params
 from train.start import Order, epoch_order
-from train.step import Metrics, Rates, State, Step, evaluate, init, make_step
+from train.step import Metrics, Rates, State, Step, evaluate, make_step
 from train.training import Training
 
 SCAN_STEPS = 100
@@ -28,19 +28,19 @@ Advance = Callable[[State, Chunk], tuple[State, Metrics, Rates]]
 def fit(
     config: Config,
     training: Training,
-    params: Params,
+    state: State,
     examples: Examples,
     test: Examples | None = None,
     on_steps: Callable[[int], None] = lambda steps: None,
     scan: bool | None = None,
     around: Callable[[Advance], Advance] = lambda advance: advance,
-) -> Iterator[Epoch]:
-    """Train, yielding each epoch; stops after the first whose loss is not finite.
+) -> Iterator[tuple[Epoch, State]]:
+    """Train, yielding each epoch and the state after it; stops after the first whose loss is not finite.
 
     Args:
       config: says how long, how large the batches and in which order.
       training: changes the parameters.
-      params: the initial parameters; they are donated.
+      state: where to start from. It is donated, as is every state that is yielded once the next epoch is asked for.
       examples: what to train on.
       test: what to evaluate on after each epoch.
       on_steps: called with the number of steps whose metrics were just read.
@@ -50,9 +50,8 @@ def fit(
     """
     scan = jax.default_backend() != "cpu" if scan is None else scan
     advance = around((_advance_by_scan if scan else _advance_by_one)(make_step(training), examples))
-    state = init(training, params)
     step = 0
-    for number in range(1, config.epochs + 1):
+    for number in range(config.start_epoch, config.epochs + 1):
         order = epoch_order(config, number, len(examples.labels))
         if config.steps is not None:
             order = order[: (config.steps - step) * config.batch_size]
@@ -72,13 +71,14 @@ def fit(
             test=None if test is None else evaluate_all(state.params, test),
             ema_test=None if test is None or state.averaged is None else evaluate_all(state.averaged.params, test),
         )
-        yield epoch
+        if epoch.finite and len(order) == len(examples.labels):
+            state = _end_epoch(training, state, epoch)
+        yield epoch, state
         if not epoch.finite or step == config.steps:
             return
-        state = end_epoch(training, state, epoch)
 
 
-def end_epoch(training: Training, state: State, epoch: Epoch) -> State:
+def _end_epoch(training: Training, state: State, epoch: Epoch) -> State:
     """The scheduler's step after an epoch. A plateau is one of the loss on the test split, or where there is none of
     the mean loss of the epoch."""
     if training.scheduler is None or training.every_step:

@@ -90,16 +90,4 @@ def _curves(axes: Axes, x: np.ndarray, steps: np.ndarray, middles: np.ndarray, e
 
 
 def _title(config: Config, images: int) -> str:
-    options = ", ".join([*([] if config.lr is None else [f"lr={config.lr:g}"]), *config.option])
-    examples = f"{config.dataset} {config.split}" + ("" if config.limit is None else f", first {config.limit:,}")
-    first = (
-        f"{config.recipe}: {config.optimizer}({options}), batch size {config.batch_size}, "
-        f"{examples}, {images:,} pictures seen"
-    )
-    more = [
-        *([] if config.scheduler is None else [f"{config.scheduler}({', '.join(config.scheduler_option)})"]),
-        *([] if config.clip_grad_norm is None else [f"gradient norm at most {config.clip_grad_norm:g}"]),
-        *([] if config.accumulate == 1 else [f"a step every {config.accumulate} batches"]),
-        *([] if config.ema is None else [f"weights averaged with decay {config.ema:g}"]),
-    ]
-    return "\n".join(line for text in (first, ", ".join(more)) for line in textwrap.wrap(text, TITLE_WIDTH))
+    return "\n".join(textwrap.wrap("; ".join([*config.described, f"{images:,} pictures seen"]), TITLE_WIDTH))

@@ -16,8 +16,7 @@ from train.epoch import Epoch
 from train.errors import UsageError
 from train.loop import fit
 from train.model import init_params
-from train.start import initial_params
-from train.step import init, make_step
+from train.step import State, init, make_step
 from train.torch_checkpoint import Checkpoint
 from train.training import Training, make_training
 
@@ -29,8 +28,8 @@ def run(config: Config) -> int:
     examples = data.load(config.dataset, config.split, config.data_dir).first(config.limit)
     test = data.load(config.dataset, "test", config.data_dir) if config.evaluates else None
     training = make_training(config)
-    check(config, training, len(examples.labels))
     checkpoint = Checkpoint(config, training)
+    check(config, training, len(examples.labels), checkpoint.loaded)
     folder = metrics.create_folder(config)
 
     console = Console(highlight=False, soft_wrap=True)
@@ -49,9 +48,11 @@ def run(config: Config) -> int:
     try:
         with bar:
             task = bar.add_task("", total=_steps(config, len(examples.labels)))
-            params, advance = checkpoint.params(initial_params(config)), lambda steps: bar.advance(task, steps)
-            for epoch in fit(config, training, params, examples, test, advance, around=checkpoint.around):
+            advance = lambda steps: bar.advance(task, steps)  # noqa: E731
+            for epoch, state in fit(config, training, checkpoint.first, examples, test, advance):
                 epochs.append(epoch)
+                if epoch.finite:
+                    checkpoint.save(state)
                 metrics.append(folder, epoch)
                 console.print(metrics.line(epoch))
     except KeyboardInterrupt:
@@ -63,16 +64,16 @@ def run(config: Config) -> int:
         if not epochs[-1].finite:
             print(diverged(config, epochs[-1]), file=sys.stderr)
             status = 1
-        elif status == 0:
-            checkpoint.save(epochs[-1])
     console.print(f"the run is in {folder}{Path('/')}")
     return status
 
 
-def check(config: Config, training: Training, examples: int) -> None:
-    """Raise a UsageError for what the run of so many examples would fail at, before any work is done."""
+def check(config: Config, training: Training, examples: int, start: State | None = None) -> None:
+    """Raise a UsageError for what the run of so many examples would fail at, before any work is done.
+
+    `start` is the state to go on from, if any."""
     _check_step(config, training)
-    _check_total_steps(config, training, examples)
+    _check_total_steps(config, training, examples, start)
 
 
 def _check_step(config: Config, training: Training) -> None:
@@ -88,21 +89,29 @@ def _check_step(config: Config, training: Training) -> None:
         raise UsageError(f"--optimizer {config.optimizer}: {message}") from error
 
 
-def _check_total_steps(config: Config, training: Training, examples: int) -> None:
+def _check_total_steps(config: Config, training: Training, examples: int, start: State | None) -> None:
     """one_cycle_lr ends, and raises at the step after, or under jit has a rate that is NaN."""
     total = None if training.scheduler is None else training.scheduler.options.get("total_steps")
-    needed = _steps(config, examples) // config.accumulate if training.every_step else config.epochs
-    if total is not None and total < needed:
+    if total is None:
+        return
+    taken = 0 if start is None else int(start.sched["last_epoch"])
+    needed = _steps(config, examples) // config.accumulate if training.every_step else _epochs(config)
+    if total < taken + needed:
+        before = f" after the {taken:,} it has taken" if taken else ""
         raise UsageError(
-            f"--scheduler {config.scheduler}: it has {total:,} steps, and the run takes {needed:,}, by the "
-            f"--scheduler-interval, {config.scheduler_interval}; write --scheduler-option total_steps={needed}"
+            f"--scheduler {config.scheduler}: it has {total:,} steps, and the run takes {needed:,}{before}, by the "
+            f"--scheduler-interval, {config.scheduler_interval}; write --scheduler-option total_steps={taken + needed}"
         )
 
 
 def _steps(config: Config, examples: int) -> int:
     """How many steps the run takes."""
-    steps = config.epochs * math.ceil(examples / config.batch_size)
+    steps = _epochs(config) * math.ceil(examples / config.batch_size)
     return steps if config.steps is None else min(steps, config.steps)
+
+
+def _epochs(config: Config) -> int:
+    return config.epochs - config.start_epoch + 1
 
 
 def diverged(config: Config, epoch: Epoch) -> str:

@@ -115,7 +115,8 @@ def compared(monkeypatch: pytest.MonkeyPatch, training: Training, config: Config
     for _ in run.epochs(examples, None):
         pass
     found = blame.blame(run, examples)
-    assert verdict.sentences(run, found)
+    where = "never part" if found is None else f"after step {found.step:,}, in {verdict.NAMES[found.parameter]}"
+    assert where in verdict.sentences(run, found)[0]
     return found
 
 

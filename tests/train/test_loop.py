@@ -15,6 +15,7 @@ from train.config import Config
 from train.loop import Epoch, evaluate_all, fit
 from train.model import Network, cross_entropy, init_params
 from train.start import epoch_order, initial_params
+from train.step import init
 from train.training import Training, make_training
 
 SHORT = Config(lr=0.01, batch_size=16, epochs=2, option=("momentum=0.9",), shuffle=True)
@@ -38,7 +39,8 @@ def training(config: Config) -> Training:
 def epochs(config: Config, **kwargs: Any) -> Iterator[Epoch]:
     some = data.load("digits", "test").first(config.limit or EXAMPLES)
     same = replace(Config(), **{name: getattr(config, name) for name in CHANGES})
-    return fit(config, training(same), initial_params(config), some, **kwargs)
+    state = init(training(same), initial_params(config))
+    return (epoch for epoch, _ in fit(config, training(same), state, some, **kwargs))
 
 
 def test_scan_takes_the_same_steps_and_stops_where_told() -> None:

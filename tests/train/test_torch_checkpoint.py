@@ -1,5 +1,6 @@
 """`--resume-torch` and `--export-torch`: a torch run goes on here, and a run of ours in torch."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,36 @@ def test_there_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         np.testing.assert_allclose(ours.detach(), expected.detach(), rtol=1e-4, atol=1e-5)
 
 
+def test_a_shuffled_run_goes_on_in_its_own_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = "--recipe cifar10 --dataset digits --split test --init torch --limit 24 --batch-size 4 --quiet"
+
+    def last_epoch(name: str, *argv: object) -> dict[str, Any]:
+        run = ["--run-dir", tmp_path / name, "--export-torch", tmp_path / f"{name}.pt"]
+        monkeypatch.setattr(sys, "argv", ["train", *flags.split(), *map(str, (*run, *argv))])
+        assert main() == 0
+        line = json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1])
+        return {key: value for key, value in line.items() if key not in ("step", "images_per_second")}
+
+    last_epoch("half", "--epochs", 1)
+    resumed = last_epoch("resumed", "--epochs", 2, "--resume-torch", tmp_path / "half.pt", "--start-epoch", 2)
+    assert resumed == last_epoch("whole", "--epochs", 2)
+
+
+def test_a_schedule_is_not_resumed_past_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    schedule = "--scheduler one_cycle_lr --scheduler-interval step --scheduler-option max_lr=0.1"
+    flags = f"--quiet --limit 6 --epochs 1 --option momentum=0.9 {schedule} --scheduler-option total_steps=8"
+    half = tmp_path / "half.pt"
+    for files, expected in {("--export-torch", half): 0, ("--resume-torch", half): 2}.items():
+        run = ["--run-dir", str(tmp_path / files[0]), *map(str, files)]
+        monkeypatch.setattr(sys, "argv", ["train", *flags.split(), *run])
+        assert main() == expected
+    message = "it has 8 steps, and the run takes 6 after the 6 it has taken"
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "--resume-torch").exists()
+
+
 def test_what_cannot_be_resumed_or_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,6 +126,8 @@ def test_what_cannot_be_resumed_or_written(
     (tmp_path / "no.pt").write_text("not a file of torch's")
     torch.save({"weights": {}}, tmp_path / "empty.pt")
     torch.save({"model": {"w": torch.ones(2)}, "optimizer": theirs.optimizer.state_dict()}, tmp_path / "other.pt")
+    torch.save({"model": None, "optimizer": theirs.optimizer.state_dict()}, tmp_path / "none.pt")
+    torch.save({"model": theirs.model.state_dict(), "optimizer": {}}, tmp_path / "dict.pt")
     theirs.optimizer.param_groups[0]["nesterov"] = True
     theirs.save(tmp_path / "nesterov.pt")
     run = ["--run-dir", tmp_path / "run"]
@@ -102,6 +135,8 @@ def test_what_cannot_be_resumed_or_written(
         "missing.pt": "No such file",
         "no.pt": "no.pt",
         "empty.pt": "it is not a dict with 'model' or 'model_state_dict' or 'state_dict'",
+        "none.pt": "its 'model' is a NoneType, not a state dict",
+        "dict.pt": "param_groups",
         "other.pt": "torch's 'w' (w [2]) has no counterpart",
         "nesterov.pt": "its optimizer has nesterov=True, this run's False: write --option nesterov=True",
     }.items():

@@ -3,9 +3,9 @@
 import torch
 
 from train.compare import torch_run
-from train.compare.layouts import weights_in_torch
 from train.compare.torch_run import to_tensor as to_tensor
 from train.model import Params
+from train.torch_layout import weights_in_torch
 
 
 def network(params: Params) -> torch.nn.Sequential:

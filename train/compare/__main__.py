@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,8 @@ def arguments(argv: Sequence[str]) -> tuple[Config, float, Path]:
         raise UsageError(f"--bound {own.bound}: must be at least 0")
     if own.report.is_dir() or not own.report.absolute().parent.is_dir():
         raise UsageError(f"--report {own.report}: is a directory, or in one that does not exist")
+    if not os.access(own.report if own.report.exists() else own.report.absolute().parent, os.W_OK):
+        raise UsageError(f"--report {own.report}: cannot be written; give another")
     for name, remedy in (
         ("run_dir", "no run folder is written; say where the page goes with --report PATH"),
         ("resume_torch", "both runs start from the seed; leave it out"),

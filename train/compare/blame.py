@@ -13,13 +13,14 @@ from jaxtyping import Float64
 
 from jaxopt_port import optimizers, restore, torch_interop
 from jaxopt_port.hyper import find_state, replace_state
-from train.compare import layouts
+from train.compare import vectors
 from train.compare.lockstep import EPS, TORCH, YARDSTICKS, Environment, Lockstep, distance, make_task, torch_process
 from train.compare.messages import Choices, Kind, Redone, Vector
 from train.config import Config
 from train.data import Examples
 from train.model import Network, Params
 from train.step import State, batch_loss
+from train.torch_layout import mapping
 
 LossAndGrad = Callable[..., tuple[tuple[Any, Any], Params]]
 
@@ -120,7 +121,7 @@ def blame(lockstep: Lockstep, examples: Examples) -> Blame | None:
 
         ours, others = stages(mine), {name: stages(done) for name, done in dones.items()}
         own = restore(parting.before).params
-        own_gradient = layouts.vector(gradient(loss_and_grad, own, batches)[1])
+        own_gradient = vectors.vector(gradient(loss_and_grad, own, batches)[1])
         own_choices, same = differing(all_choices(own, batches))
     parameter, distances = parting.parameter, lockstep.distances[:, 0]
     first = parting.step - len(batches)
@@ -166,9 +167,9 @@ def our_step(
 ) -> Redone:
     """Our step from torch's parameters and state, and with torch's gradients."""
     training = lockstep.training
-    params = torch_interop.layout.to_flax(layouts.mapping(), written["model"], before.params)
+    params = torch_interop.layout.to_flax(mapping(), written["model"], before.params)
     factory = optimizers[lockstep.config.optimizer]
-    loaded = torch_interop.load_optimizer(factory, written["optimizer"], params, layouts.mapping())[1]
+    loaded = torch_interop.load_optimizer(factory, written["optimizer"], params, mapping())[1]
     opt_state = restore(before.opt_state)
     state = find_state(opt_state)
     if jax.tree.structure((state.steps, state.slots)) == jax.tree.structure((loaded.steps, loaded.slots)):
@@ -187,9 +188,9 @@ def our_step(
     return Redone(
         losses=losses,
         choices=all_choices(params, batches),
-        grads=layouts.vector(mine),
-        step=layouts.vector(stepped(mine)),
-        update=layouts.vector(stepped(layouts.params(grads, params))),
+        grads=vectors.vector(mine),
+        step=vectors.vector(stepped(mine)),
+        update=vectors.vector(stepped(vectors.params(grads, params))),
     )
 
 

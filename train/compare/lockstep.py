@@ -13,14 +13,15 @@ import jax
 import numpy as np
 from jaxtyping import Float, Float64
 
-from train.compare.layouts import SHAPES, vector, weights_in_torch
 from train.compare.messages import Hello, Kind, Step, Task, Vector
+from train.compare.vectors import vector
 from train.config import Config
 from train.data import Examples
 from train.epoch import Epoch
 from train.loop import Advance, Chunk, fit
 from train.start import initial_params
-from train.step import Metrics, Rates, State
+from train.step import Metrics, Rates, State, init
+from train.torch_layout import SHAPES, weights_in_torch
 from train.training import Training, optimizer_options, scheduler_options
 
 T = TypeVar("T")
@@ -163,10 +164,10 @@ class Lockstep:
                 stack.enter_context(torch_process(task, each | {"OMP_WAIT_POLICY": "passive"}))
                 for task, each in zip(tasks, environments.values(), strict=True)
             ]
-            params = initial_params(self.config)
             self.hello = {name: each.read(Hello) for name, each in zip(environments, processes, strict=True)}
             watch = lambda advance: self._watched(advance, processes)  # noqa: E731
-            for ours in fit(self.config, self.training, params, examples, test, scan=False, around=watch):
+            state = init(self.training, initial_params(self.config))
+            for ours, _ in fit(self.config, self.training, state, examples, test, scan=False, around=watch):
                 if not ours.finite:
                     self.stopped = ours.step, float(ours.losses[-1]), self._torch_losses[ours.step - 1]
                     return
@@ -210,7 +211,8 @@ def alone(
 ) -> tuple[list[Epoch], list[Epoch]]:
     """Both runs again, one after the other, with all of the machine and nothing to say of a step: for their speed."""
     test = test if needs_test(config, training) else None
-    ours = list(fit(config, training, initial_params(config), examples, test))
+    state = init(training, initial_params(config))
+    ours = [epoch for epoch, _ in fit(config, training, state, examples, test)]
     with torch_process(make_task("time", config, {}, evaluates=test is not None), {}) as process:
         process.read(Hello)
         return ours, [process.read(Epoch) for _ in ours]

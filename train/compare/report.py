@@ -87,18 +87,7 @@ def page(lockstep: Lockstep, pairs: Sequence[Pair], speeds: Sequence[tuple[float
 
 
 def _describe(config: Config) -> str:
-    options = [*([] if config.lr is None else [f"lr={config.lr:g}"]), *config.option]
-    parts = [
-        f"{config.recipe} recipe: {config.optimizer}({', '.join(options)})",
-        f"batch size {config.batch_size}",
-        f"{config.dataset} {config.split}" + ("" if config.limit is None else f", first {config.limit:,}"),
-        f"{config.epochs} epochs",
-        f"seed {config.seed}",
-        *([] if config.scheduler is None else [f"{config.scheduler}({', '.join(config.scheduler_option)})"]),
-        *([] if config.clip_grad_norm is None else [f"gradient norm at most {config.clip_grad_norm:g}"]),
-        *([] if config.accumulate == 1 else [f"a step every {config.accumulate} batches"]),
-        *([] if config.ema is None else [f"weights averaged with decay {config.ema:g}"]),
-    ]
+    parts = [*config.described, f"{config.epochs} epochs", f"seed {config.seed}"]
     return "; ".join(parts) + ". Both from the seed alone: nothing is exchanged but the data."
 
 

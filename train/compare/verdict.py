@@ -1,8 +1,8 @@
 """What a comparison came to, in words and numbers, for the terminal and the page."""
 
 from train.compare.blame import Blame
-from train.compare.layouts import SHAPES
 from train.compare.lockstep import YARDSTICKS, Lockstep, Pair
+from train.torch_layout import SHAPES
 
 NAMES = tuple(SHAPES)
 ROUNDING = {

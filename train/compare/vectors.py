@@ -1,0 +1,21 @@
+"""The network's parameters as one vector, as the two processes exchange them."""
+
+import numpy as np
+
+from jaxopt_port.torch_interop import layout
+from train.compare.messages import Vector
+from train.model import Params
+from train.torch_layout import SHAPES, mapping, weights_in_torch
+
+
+def vector(params: Params) -> Vector:
+    """The parameters, or a tree like them, one after the other as torch has them."""
+    return np.concatenate([array.ravel() for array in weights_in_torch(params).values()])
+
+
+def params(vector: Vector, like: Params) -> Params:
+    """A tree like `like` out of a vector."""
+    sizes = [int(np.prod(shape)) for shape in SHAPES.values()]
+    arrays = np.split(vector, np.cumsum(sizes)[:-1])
+    weights = {name: array.reshape(SHAPES[name]) for name, array in zip(SHAPES, arrays, strict=True)}
+    return layout.to_flax(mapping(), weights, like)
