@@ -7,9 +7,10 @@ from typing import Any
 import jax
 
 from jaxopt_port.lr_scheduler.number import Number, either
-from jaxopt_port.lr_scheduler.scheduler import Groups, Sched, Scheduler, lrs
+from jaxopt_port.lr_scheduler.scheduler import Groups, Sched, Scheduler, factory, lrs
 
 
+@factory
 def sequential_lr(schedulers: Sequence[Scheduler], milestones: Sequence[int], last_epoch: int = -1) -> Scheduler:
     r"""Calls schedulers one after the other: torch's SequentialLR.
 
@@ -22,6 +23,9 @@ def sequential_lr(schedulers: Sequence[Scheduler], milestones: Sequence[int], la
       schedulers: the schedulers. A `sequential_lr` or `chained_scheduler` can only be the first.
       milestones: the epochs at which the next takes over, in increasing order, one fewer than schedulers.
       last_epoch: what torch begins to count epochs from, less 1.
+
+    Returns:
+      A `Scheduler`.
 
     Raises:
       ValueError: no schedulers, another number of milestones, `reduce_lr_on_plateau` among them.
@@ -99,6 +103,7 @@ def sequential_lr(schedulers: Sequence[Scheduler], milestones: Sequence[int], la
     )
 
 
+@factory
 def chained_scheduler(schedulers: Sequence[Scheduler]) -> Scheduler:
     r"""Steps several schedulers at once, each on what the one before has made of the rate: torch's ChainedScheduler.
 
@@ -106,6 +111,9 @@ def chained_scheduler(schedulers: Sequence[Scheduler]) -> Scheduler:
 
     Args:
       schedulers: the schedulers, in chainable form.
+
+    Returns:
+      A `Scheduler`.
 
     Raises:
       ValueError: no schedulers, `reduce_lr_on_plateau` among them.

@@ -4,9 +4,10 @@ import math
 from typing import Literal
 
 from jaxopt_port.lr_scheduler.number import Number, cos, either, int_log, largest, smallest
-from jaxopt_port.lr_scheduler.scheduler import Groups, Sched, Scheduler, per_group, scheduler, unchanged
+from jaxopt_port.lr_scheduler.scheduler import Groups, Sched, Scheduler, factory, per_group, scheduler, unchanged
 
 
+@factory
 def cosine_annealing_lr(T_max: int, eta_min: float = 0.0, last_epoch: int = -1) -> Scheduler:
     r"""Anneals the rate along a cosine, down and up again: torch's CosineAnnealingLR.
 
@@ -18,6 +19,9 @@ def cosine_annealing_lr(T_max: int, eta_min: float = 0.0, last_epoch: int = -1) 
       T_max: epochs from the highest rate to the lowest, :math:`T`.
       eta_min: the lowest rate.
       last_epoch: the epoch to resume from, -1 to start; see `Scheduler.init`.
+
+    Returns:
+      A `Scheduler`.
 
     Example:
       >>> from jaxopt_port.lr_scheduler import rates
@@ -59,6 +63,7 @@ def cosine_annealing_lr(T_max: int, eta_min: float = 0.0, last_epoch: int = -1) 
     return scheduler("CosineAnnealingLR", get_lr, closed_form, options=options, last_epoch=last_epoch, first=unchanged)
 
 
+@factory
 def cosine_annealing_warm_restarts(T_0: int, T_mult: int = 1, eta_min: float = 0.0, last_epoch: int = -1) -> Scheduler:
     r"""Anneals the rate along a cosine and starts again: torch's CosineAnnealingWarmRestarts.
 
@@ -71,6 +76,9 @@ def cosine_annealing_warm_restarts(T_0: int, T_mult: int = 1, eta_min: float = 0
       T_mult: how many times longer each stretch is than the one before.
       eta_min: the lowest rate.
       last_epoch: the epoch to resume from, -1 to start; see `Scheduler.init`.
+
+    Returns:
+      A `Scheduler`.
 
     Raises:
       ValueError: an option out of range, in torch's words; a negative epoch.
@@ -133,6 +141,7 @@ def cosine_annealing_warm_restarts(T_0: int, T_mult: int = 1, eta_min: float = 0
     )
 
 
+@factory
 def swalr(
     swa_lr: float | list[float],
     anneal_epochs: int = 10,
@@ -152,6 +161,9 @@ def swalr(
       anneal_epochs: how many epochs it takes, :math:`T`.
       anneal_strategy: "cos" or "linear".
       last_epoch: the epoch to resume from, -1 to start; see `Scheduler.init`.
+
+    Returns:
+      A `Scheduler`.
 
     Raises:
       ValueError: an option out of range, in torch's words; at `init`, another number of rates than of groups.

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 
 from jaxopt_port.lr_scheduler.number import Double, Number, ask, cos, either
-from jaxopt_port.lr_scheduler.scheduler import Groups, Sched, Scheduler, per_group, scheduler
+from jaxopt_port.lr_scheduler.scheduler import Groups, Sched, Scheduler, factory, per_group, scheduler
 
 PerGroup = float | Sequence[float]
 
@@ -37,6 +37,7 @@ def _set_momentum(group: dict[str, Any], value: Number) -> None:
         group["momentum"] = value
 
 
+@factory
 def cyclic_lr(
     base_lr: PerGroup,
     max_lr: PerGroup,
@@ -72,6 +73,9 @@ def cyclic_lr(
       base_momentum: its lower bound, or a list.
       max_momentum: its upper bound, where it starts, or a list.
       last_epoch: the epoch to resume from, -1 to start; see `Scheduler.init`.
+
+    Returns:
+      A `Scheduler`.
 
     Raises:
       ValueError: an unknown mode; at `init`, a list of another length than there are groups, and an optimizer that has
@@ -136,6 +140,7 @@ def cyclic_lr(
     return scheduler("CyclicLR", get_lr, options=options, last_epoch=last_epoch, setup=setup, by_epoch=True)
 
 
+@factory
 def one_cycle_lr(
     max_lr: PerGroup,
     total_steps: int | None = None,
@@ -174,6 +179,9 @@ def one_cycle_lr(
       final_div_factor: the first rate over the last, :math:`f`.
       three_phase: go down as steeply as up, to the first rate, then to the last.
       last_epoch: the step to resume from, -1 to start; see `Scheduler.init`.
+
+    Returns:
+      A `Scheduler`.
 
     Raises:
       ValueError: an option out of range, in torch's words; at `init`, a list of another length than there are groups,

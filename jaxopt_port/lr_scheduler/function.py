@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_port.lr_scheduler.number import Double, Number, ask
-from jaxopt_port.lr_scheduler.scheduler import Groups, Sched, Scheduler, scheduler, unchanged
+from jaxopt_port.lr_scheduler.scheduler import GROUP_ORDER, Groups, Sched, Scheduler, factory, scheduler, unchanged
 
 Function = Callable[[Any], Any]
 
@@ -51,10 +51,11 @@ def _functions(lr_lambda: Function | Sequence[Function], groups: Groups) -> list
     if not isinstance(lr_lambda, list | tuple):
         return [lr_lambda] * len(groups)  # type: ignore[list-item]
     if len(lr_lambda) != len(groups):
-        raise ValueError(f"Expected {len(groups)} lr_lambdas, but got {len(lr_lambda)}")
+        raise ValueError(f"Expected {len(groups)} lr_lambdas, but got {len(lr_lambda)}{GROUP_ORDER}")
     return list(lr_lambda)
 
 
+@factory
 def lambda_lr(lr_lambda: Function | Sequence[Function], last_epoch: int = -1) -> Scheduler:
     r"""Multiplies the base rate by a function of the epoch: torch's LambdaLR.
 
@@ -62,8 +63,12 @@ def lambda_lr(lr_lambda: Function | Sequence[Function], last_epoch: int = -1) ->
 
     Args:
       lr_lambda: the function, or a list with one for each group. From Python it gets an int. Under jit it gets a
-        traced number, which does for arithmetic (`lambda epoch: 0.95**epoch`); for all else there is `tabulate`.
+        traced number, which does for arithmetic (`lambda epoch: 0.95**epoch`); for all else there is `tabulate`. One
+        that returns float32 arrays, as optax's schedules do, costs the rate its last bits.
       last_epoch: the epoch to resume from, -1 to start; see `Scheduler.init`.
+
+    Returns:
+      A `Scheduler`.
 
     Raises:
       ValueError: at `init`, another number of functions than of groups.
@@ -88,6 +93,7 @@ def lambda_lr(lr_lambda: Function | Sequence[Function], last_epoch: int = -1) ->
     return scheduler("LambdaLR", get_lr, options=options, last_epoch=last_epoch, setup=setup, by_epoch=True)
 
 
+@factory
 def multiplicative_lr(lr_lambda: Function | Sequence[Function], last_epoch: int = -1) -> Scheduler:
     r"""Multiplies the rate by a function of the epoch: torch's MultiplicativeLR.
 
@@ -96,6 +102,9 @@ def multiplicative_lr(lr_lambda: Function | Sequence[Function], last_epoch: int 
     Args:
       lr_lambda: the function, or a list with one for each group; as in `lambda_lr`.
       last_epoch: the epoch to resume from, -1 to start; see `Scheduler.init`.
+
+    Returns:
+      A `Scheduler`.
 
     Raises:
       TypeError: at `init`, what is not a function.

@@ -20,6 +20,9 @@ def rates(scheduler: Scheduler, lr: float, steps: int) -> list[float]:
       lr: the initial rate.
       steps: how many.
 
+    Returns:
+      A list of them, that of group 0.
+
     Example:
       >>> from jaxopt_port.lr_scheduler import step_lr
       >>> rates(step_lr(step_size=2, gamma=0.5), lr=1.0, steps=5)

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from jaxopt_port.lr_scheduler.number import Condition, Number, either, largest
-from jaxopt_port.lr_scheduler.scheduler import Groups, Sched, Scheduler, lrs, per_group
+from jaxopt_port.lr_scheduler.scheduler import GROUP_ORDER, Groups, Sched, Scheduler, factory, lrs, per_group
 
 
+@factory
 def reduce_lr_on_plateau(
     mode: Literal["min", "max"] = "min",
     factor: float = 0.1,
@@ -33,6 +34,9 @@ def reduce_lr_on_plateau(
       cooldown: for how many epochs after a reduction nothing counts as bad.
       min_lr: the lowest rate, or a list with one for each group.
       eps: a reduction of no more than this is not made.
+
+    Returns:
+      A `Scheduler`.
 
     Raises:
       ValueError: an option out of range, in torch's words; at `init`, another number of rates than of groups.
@@ -62,7 +66,7 @@ def reduce_lr_on_plateau(
 
     def construct(groups: Groups) -> Sched:
         if isinstance(min_lr, list | tuple) and len(min_lr) != len(groups):
-            raise ValueError(f"expected {len(groups)} min_lrs, got {len(min_lr)}")
+            raise ValueError(f"expected {len(groups)} min_lrs, got {len(min_lr)}{GROUP_ORDER}")
         return {
             "best": worst,
             "num_bad_epochs": 0,

@@ -7,22 +7,26 @@ makes of the states before a call and turns into new states after it.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxopt_port.hyper import find_state, in_place_of, replace_state
 from jaxopt_port.lr_scheduler.number import Double, Number, numbers
-from jaxopt_port.optimizer import Optimizer, OptState
+from jaxopt_port.optimizer import OptState
 from jaxopt_port.scalars import Scalar, float64, is_known
 
 T = TypeVar("T")
+P = ParamSpec("P")
 Sched = dict[str, Any]
 Groups = list[dict[str, Any]]
 
 SCHEDULED = ("lr", "momentum", "betas")
+GROUP_ORDER = " (group 0 is the default group, then come the ParamGroups in order)"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -72,11 +76,13 @@ class Scheduler:
           `(sched, state)`.
 
         Raises:
+          TypeError: the optimizer in place of its state; a state that lost its float64.
           ValueError: an option that does not fit the optimizer's groups, in torch's words.
           KeyError: `last_epoch` is given, and the groups have no `initial_lr` to resume from.
         """
         optimizer = find_state(state)
         live = _scheduled(optimizer)
+        _check(optimizer=live)
         added = [{} for _ in live] if after is None else after["param_groups"]
         with float64():
             before = numbers((live, added))
@@ -95,6 +101,10 @@ class Scheduler:
 
         Returns:
           `(sched, state)`.
+
+        Raises:
+          TypeError: a metric that is missing, or not wanted; a state that lost its float64.
+          ValueError: stacked states, as `vmap` makes them: call this inside `vmap` too.
         """
         return self._step(sched, state, None, metric)
 
@@ -111,18 +121,37 @@ class Scheduler:
           `(sched, state)`.
 
         Raises:
-          TypeError: `sequential_lr` and `chained_scheduler`, which take no epoch.
+          TypeError: `sequential_lr` and `chained_scheduler`, which take no epoch; all that `step` raises.
+
+        Example:
+          >>> import jaxopt_port as optim
+          >>> scheduler = optim.lr_scheduler.exponential_lr(gamma=0.5)
+          >>> sched, state = scheduler.init(optim.sgd(lr=1.0).init({}))
+          >>> sched, state = scheduler.step(sched, state)
+          >>> optim.get_hyper(state)[0]["lr"]
+          0.5
+          >>> sched, state = scheduler.step_to(sched, state, 3)
+          >>> scheduler.get_last_lr(sched)
+          [0.125]
         """
         return self._step(sched, state, epoch, metric)
 
     def get_last_lr(self, sched: Sched) -> list[Any]:
-        """The learning rate of each group, as Python floats; in a trace as float64 arrays."""
-        return [float(x) if is_known(x) else x for x in sched["_last_lr"]]
+        """torch's `scheduler.get_last_lr()`.
+
+        Args:
+          sched: what `init` or the last step returned.
+
+        Returns:
+          The learning rate of each group, as Python floats (of the states that `vmap` makes, lists of them); in a
+          trace as float64 arrays.
+        """
+        return [np.asarray(x).tolist() if is_known(x) else x for x in sched["_last_lr"]]
 
     def _step(self, sched: Sched, state: T, epoch: Any, metric: Any) -> tuple[Sched, T]:
         optimizer = find_state(state)
         live = _scheduled(optimizer)
-        _check_float64(optimizer=live, scheduler=sched)
+        _check(optimizer=live, scheduler=sched)
         with float64():
             *before, epoch, metric = numbers((live, sched, epoch, metric))
             now, s = jax.tree.map(lambda x: x, before)
@@ -131,6 +160,21 @@ class Scheduler:
             now, s["param_groups"] = _split(groups)
             live, sched = _arrays((now, s), before, (live, sched))
             return sched, replace_state(state, _with(optimizer, live))
+
+
+def factory(make: Callable[P, Scheduler]) -> Callable[P, Scheduler]:
+    """A factory that says where the optimizer goes, torch's first argument, whatever it would have been bound to."""
+
+    @wraps(make)
+    def checked(*args: P.args, **options: P.kwargs) -> Scheduler:
+        if any(isinstance(x, optax.GradientTransformation) for x in (*args, *options.values())):
+            raise TypeError(
+                f"{make.__name__} got an optimizer: the scheduler gets its state, scheduler.init(state), and here the "
+                "other arguments only"
+            )
+        return make(*args, **options)
+
+    return checked
 
 
 def scheduler(
@@ -158,13 +202,6 @@ def scheduler(
       walk: `(s, epoch)`, how the counters move where it is not as in torch's LRScheduler.
       by_epoch: `get_lr` depends on the epoch alone. A closed form always does.
     """
-
-    for option, value in options.items():
-        if isinstance(value, Optimizer):
-            raise TypeError(
-                f"{option} of {name} is an optimizer: the scheduler gets its state, scheduler.init(state), and here "
-                "the other arguments only"
-            )
 
     def construct(groups: Groups) -> Sched:
         s = setup(groups)
@@ -238,7 +275,7 @@ def per_group(name: str, groups: Groups, value: Any) -> list[float]:
     if len(value) != len(groups):
         raise ValueError(
             f"{name} must have the same length as optimizer.param_groups. "
-            f"{name} has {len(value)} values, param_groups has {len(groups)}."
+            f"{name} has {len(value)} values, param_groups has {len(groups)}.{GROUP_ORDER}"
         )
     return list(map(float, value))
 
@@ -299,11 +336,16 @@ def _array(x: Number, like: Any) -> Any:
     return dtype.type(x)
 
 
-def _check_float64(**states: Any) -> None:
+def _check(**states: Any) -> None:
     for owner, state in states.items():
         for path, x in jax.tree_util.tree_flatten_with_path(state)[0]:
+            what = f"{jax.tree_util.keystr(path)} of the {owner}'s state is {x.dtype}{list(x.shape)}"
             if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype != jnp.float64:
                 raise TypeError(
-                    f"{jax.tree_util.keystr(path)} of the {owner}'s state is {x.dtype}, not float64. Pass a state that "
-                    "came back from a file or from device_get through jaxopt_port.restore first."
+                    f"{what}, not float64. Bring a state back from a file or from device_get as "
+                    "jaxopt_port.restore's docstring has it."
+                )
+            if x.size != 1:
+                raise ValueError(
+                    f"{what}, not one number. For states that vmap made, call the scheduler inside jax.vmap"
                 )

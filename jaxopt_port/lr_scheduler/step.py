@@ -2,11 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from numbers import Real
 
 from jaxopt_port.lr_scheduler.number import Number, count, either
-from jaxopt_port.lr_scheduler.scheduler import Groups, Sched, Scheduler, lrs, scheduler, unchanged
+from jaxopt_port.lr_scheduler.scheduler import Groups, Sched, Scheduler, factory, lrs, scheduler, unchanged
 
 
+@factory
 def step_lr(step_size: int, gamma: float = 0.1, last_epoch: int = -1) -> Scheduler:
     r"""Decays the rate every `step_size` epochs: torch's StepLR.
 
@@ -17,6 +19,12 @@ def step_lr(step_size: int, gamma: float = 0.1, last_epoch: int = -1) -> Schedul
       step_size: epochs between two decays.
       gamma: the factor.
       last_epoch: the epoch to resume from, -1 to start; see `Scheduler.init`.
+
+    Returns:
+      A `Scheduler`.
+
+    Raises:
+      ValueError: `step_size` is not a positive number.
 
     Example:
       >>> import jaxopt_port as optim
@@ -33,6 +41,8 @@ def step_lr(step_size: int, gamma: float = 0.1, last_epoch: int = -1) -> Schedul
 
     Source: torch/optim/lr_scheduler.py, StepLR.
     """
+    if not isinstance(step_size, Real) or step_size <= 0:
+        raise ValueError(f"Expected positive integer step_size, but got {step_size!r}")
 
     def get_lr(s: Sched, groups: Groups) -> list[Number]:
         stays = (s["last_epoch"] == 0) | (s["last_epoch"] % step_size != 0)
@@ -45,6 +55,7 @@ def step_lr(step_size: int, gamma: float = 0.1, last_epoch: int = -1) -> Schedul
     return scheduler("StepLR", get_lr, closed_form, options=options, last_epoch=last_epoch)
 
 
+@factory
 def multi_step_lr(milestones: Iterable[int], gamma: float = 0.1, last_epoch: int = -1) -> Scheduler:
     r"""Decays the rate at given epochs: torch's MultiStepLR.
 
@@ -55,6 +66,9 @@ def multi_step_lr(milestones: Iterable[int], gamma: float = 0.1, last_epoch: int
       milestones: the epochs; one that is given twice decays twice.
       gamma: the factor.
       last_epoch: the epoch to resume from, -1 to start; see `Scheduler.init`.
+
+    Returns:
+      A `Scheduler`.
 
     Example:
       >>> from jaxopt_port.lr_scheduler import rates
@@ -78,6 +92,7 @@ def multi_step_lr(milestones: Iterable[int], gamma: float = 0.1, last_epoch: int
     return scheduler("MultiStepLR", get_lr, closed_form, options=options, last_epoch=last_epoch)
 
 
+@factory
 def exponential_lr(gamma: float, last_epoch: int = -1) -> Scheduler:
     r"""Decays the rate every epoch: torch's ExponentialLR.
 
@@ -86,6 +101,9 @@ def exponential_lr(gamma: float, last_epoch: int = -1) -> Scheduler:
     Args:
       gamma: the factor.
       last_epoch: the epoch to resume from, -1 to start; see `Scheduler.init`.
+
+    Returns:
+      A `Scheduler`.
 
     Example:
       >>> from jaxopt_port.lr_scheduler import rates

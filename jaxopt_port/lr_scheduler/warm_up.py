@@ -1,9 +1,10 @@
 """Schedulers that go from one factor of the base rate to another: constant, linear, polynomial."""
 
 from jaxopt_port.lr_scheduler.number import Number, either, smallest
-from jaxopt_port.lr_scheduler.scheduler import Groups, Sched, Scheduler, lrs, scheduler, unchanged
+from jaxopt_port.lr_scheduler.scheduler import Groups, Sched, Scheduler, factory, lrs, scheduler, unchanged
 
 
+@factory
 def constant_lr(factor: float = 1.0 / 3, total_iters: int = 5, last_epoch: int = -1) -> Scheduler:
     r"""Multiplies the rate by `factor` until `total_iters`: torch's ConstantLR.
 
@@ -14,6 +15,9 @@ def constant_lr(factor: float = 1.0 / 3, total_iters: int = 5, last_epoch: int =
       factor: the factor, :math:`f`.
       total_iters: the epoch at which it is undone, :math:`T`.
       last_epoch: the epoch to resume from, -1 to start; see `Scheduler.init`.
+
+    Returns:
+      A `Scheduler`.
 
     Raises:
       ValueError: a factor outside [0, 1].
@@ -44,6 +48,7 @@ def constant_lr(factor: float = 1.0 / 3, total_iters: int = 5, last_epoch: int =
     return scheduler("ConstantLR", get_lr, closed_form, options=options, last_epoch=last_epoch)
 
 
+@factory
 def linear_lr(
     start_factor: float = 1.0 / 3, end_factor: float = 1.0, total_iters: int = 5, last_epoch: int = -1
 ) -> Scheduler:
@@ -57,6 +62,9 @@ def linear_lr(
       end_factor: the factor at the end, :math:`b`.
       total_iters: how many epochs it takes, :math:`T`.
       last_epoch: the epoch to resume from, -1 to start; see `Scheduler.init`.
+
+    Returns:
+      A `Scheduler`.
 
     Raises:
       ValueError: a start factor outside (0, 1], an end factor outside [0, 1].
@@ -95,6 +103,7 @@ def linear_lr(
     return scheduler("LinearLR", get_lr, closed_form, options=options, last_epoch=last_epoch, first=started)
 
 
+@factory
 def polynomial_lr(total_iters: int = 5, power: float = 1.0, last_epoch: int = -1) -> Scheduler:
     r"""Decays the rate to 0 along a polynomial: torch's PolynomialLR.
 
@@ -105,6 +114,9 @@ def polynomial_lr(total_iters: int = 5, power: float = 1.0, last_epoch: int = -1
       total_iters: how many epochs it takes, :math:`T`.
       power: :math:`p`.
       last_epoch: the epoch to resume from, -1 to start; see `Scheduler.init`.
+
+    Returns:
+      A `Scheduler`.
 
     Example:
       >>> from jaxopt_port.lr_scheduler import rates

@@ -1,6 +1,7 @@
 """What holds for every scheduler, beside its numbers: states, jit, errors, the optimizer and optax around it."""
 
 import pickle
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 import jaxopt_port as optim
 from jaxopt_port import lr_scheduler
+from jaxopt_port.lr_scheduler.scheduler import GROUP_ORDER
 from tests.lr_scheduler.cases import MAIN, MORE, NAMES, Case, Ours, metrics, optimizer_state, ours, theirs
 
 torch = pytest.importorskip("torch")
@@ -105,6 +107,31 @@ def test_scheduler_and_optimizer_in_one_scan() -> None:
     np.testing.assert_allclose(params["x"], x.detach().numpy(), rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", NAMES.values())
+def test_an_optimizer_as_torchs_first_argument(name: str) -> None:
+    factory, optimizer = lr_scheduler.schedulers[name], optim.sgd(lr=0.1)
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+        ((optimizer,), {}),
+        ((optimizer, 0.1, 0.5), {"gamma": 0.1}),
+        ((), {"optimizer": optax.chain(optimizer)}),
+    ]
+    for args, options in calls:
+        with pytest.raises(TypeError, match=rf"{name} got an optimizer: the scheduler gets its state, scheduler\.init"):
+            factory(*args, **options)
+    with pytest.raises(TypeError, match="this is the optimizer: pass its state"):
+        lr_scheduler.step_lr(step_size=1).init(optimizer)
+
+
+def test_stacked_states() -> None:
+    scheduler = lr_scheduler.exponential_lr(gamma=0.5)
+    sched, state = scheduler.init(STATE)
+    stacked = jax.tree.map(lambda x: jnp.stack([x] * 3), (sched, state))
+    with pytest.raises(ValueError, match=r"is float64\[3\], not one number.*call the scheduler inside jax\.vmap"):
+        scheduler.step(*stacked)
+    found, _ = jax.vmap(scheduler.step)(*stacked)
+    assert scheduler.get_last_lr(found) == [[lr] * 3 for lr in scheduler.get_last_lr(scheduler.step(sched, state)[0])]
+
+
 def test_the_state_may_be_inside_another() -> None:
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optim.adamw(lr=0.5))
     scheduler = lr_scheduler.step_lr(step_size=1)
@@ -173,7 +200,9 @@ def test_errors_of_options_are_torchs(name: str, options: dict[str, Any]) -> Non
         theirs((name, options), torch.optim.SGD(groups, lr=0.1, momentum=0.9))
     with pytest.raises(type(expected.value)) as actual:
         ours((name, options)).init(STATE)
-    assert str(actual.value) == str(expected.value)
+    assert str(actual.value).removesuffix(GROUP_ORDER) == str(expected.value)
+    of_groups = re.search(r"param_groups has|lr_lambdas, but|min_lrs, got", str(expected.value))
+    assert str(actual.value).endswith(GROUP_ORDER) == (of_groups is not None)
 
 
 def test_errors_of_steps() -> None:
@@ -192,6 +221,9 @@ def test_errors_of_steps() -> None:
     plateau = lr_scheduler.reduce_lr_on_plateau()
     with pytest.raises(TypeError, match="needs the metric"):
         plateau.step(*after_init(plateau))
+    for step_size in ("30", 0, None):
+        with pytest.raises(ValueError, match=f"Expected positive integer step_size, but got {step_size!r}"):
+            lr_scheduler.step_lr(step_size)  # type: ignore[arg-type]
     step = lr_scheduler.step_lr(step_size=3)
     with pytest.raises(TypeError, match="takes no metric"):
         step.step(*after_init(step), 1.0)
@@ -222,8 +254,9 @@ def test_a_state_that_lost_its_float64_is_refused() -> None:
     sched, state = scheduler.init(STATE)
     with pytest.raises(TypeError, match=r"\['_last_lr'\]\[0\] of the scheduler's state is float32.*restore"):
         jax.jit(scheduler.step)(jax.device_get(sched), state)
-    with pytest.raises(TypeError, match=r"\['lr'\] of the optimizer's state is float32.*restore"):
-        jax.jit(scheduler.step)(sched, jax.device_get(state))
+    for call in (scheduler.init, lambda state: scheduler.step(sched, state)):
+        with pytest.raises(TypeError, match=r"\['lr'\] of the optimizer's state is float32.*restore"):
+            jax.jit(call)(jax.device_get(state))
 
 
 def test_functions_in_a_trace() -> None:
