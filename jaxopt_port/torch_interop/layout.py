@@ -13,6 +13,8 @@ Example:
   [[1.0], [2.0]]
 """
 
+import re
+from collections.abc import Iterable
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass
 from typing import Any
@@ -35,12 +37,13 @@ from jaxopt_port.torch_interop.array_layout import to_heads as to_heads
 from jaxopt_port.torch_interop.array_layout import transposed_convolution as transposed_convolution
 from jaxopt_port.torch_interop.as_array import as_array
 from jaxopt_port.torch_interop.module_pairs import Entry as Entry
-from jaxopt_port.torch_interop.module_pairs import Pairing, flax_modules, torch_modules
+from jaxopt_port.torch_interop.module_pairs import Module, Pairing, fits, flax_modules, shortened, torch_modules
 from jaxopt_port.torch_interop.module_pairs import Source as Source
 
 Tree = Any
 COLLECTIONS = ("params", "batch_stats")
 STATISTICS = ("running_mean", "running_var")
+LISTED = 4  # layers that an error lists of those that one may be
 
 
 @dataclass(frozen=True)
@@ -84,43 +87,52 @@ def infer(
     pairs: Dict[str, str] | None = None,
     layouts: Dict[str, Kind] | None = None,
 ) -> Mapping:
-    """Find which array of torch's is which of flax's, from names and shapes.
+    r"""Find which array of torch's is which of flax's, from names and shapes.
 
     Layers are paired that have the same name (`layers.0.norm`, `layers_0/norm`), that are the only ones of their
     shapes, or that have equal shapes and names whose numbers run alike (`net.0`, `net.2` and `Dense_0`, `Dense_1`).
-    Nothing is guessed: what is left over, or could be two things, is an error that lists it.
+    What all of torch's names begin with and flax's do not (`module.`, `_orig_mod.`, `model.`) does not count. Nothing
+    is guessed: what is left over, or could be two things, is an error that lists it. The linear layers that take a
+    flattened convolution are looked for in torch's order of modules, from each convolution to the next.
 
     Known are Linear, Conv1d, Conv2d, Conv3d, their transposes, BatchNorm, LayerNorm, GroupNorm, RMSNorm, Embedding,
-    MultiheadAttention and bare parameters; in flax linen and nnx. torch's `num_batches_tracked` has no counterpart, and
-    statistics are left out where `flax` has none.
+    MultiheadAttention and bare parameters; in flax linen and nnx. torch's `num_batches_tracked` has no counterpart,
+    statistics are left out where `flax` has none, and so is what flax has beside floating-point numbers: the keys and
+    counts of nnx's random streams.
 
     Args:
       torch: torch's `module.state_dict()`: arrays, or their shapes, by name, in torch's order. Leave out what flax does
         not have twice, a weight that is tied to another.
       flax: the parameters, `{"params": ..., "batch_stats": ...}`, or an nnx state with both; arrays or shapes
         (`jax.eval_shape`).
-      pairs: torch's layers and flax's, `{"down.0": "Block_0/Conv_2"}`, to be taken as they are.
-      layouts: how an array lies, where shapes do not tell: `{"fc.weight": layout.flattened(64, 4, 4)}` for the first
-        linear layer after a convolution, `{"fc.weight": layout.linear}` where the flax network puts channels first
-        before it flattens; `{"up.weight": layout.transposed_convolution}`.
+      pairs: torch's layers and flax's, `{"down.0": "Block_0/Conv_2"}`, to be taken as they are. Torch's names here and
+        in `layouts` may go without what all begin with.
+      layouts: how an array lies, where shapes do not tell: `{"fc.weight": layout.flattened(64, 4, 4)}` for the linear
+        layers that take a flattened convolution, `{"fc.weight": layout.linear}` where the flax network puts channels
+        first before it flattens; `{"up.weight": layout.transposed_convolution}`; `layout.same` for a weight that lies
+        as flax's kernel, `{r".*\.c_(attn|proj|fc)\.weight": layout.same}` for HuggingFace's Conv1D. Keys are names, or
+        regular expressions that match the whole of them.
 
     Returns:
       The mapping.
 
     Raises:
-      ValueError: an array without a counterpart, and one that could be several things, with all of them.
+      ValueError: an array without a counterpart, and one that could be several things, with all of them; a name in
+        `pairs` or `layouts` that does not exist.
     """
-    layouts = layouts or {}
     shapes = {name: _shape(name, value) for name, value in torch.items() if not name.endswith("_extra_state")}
-    flax_shapes = {path: tuple(leaf.shape) for path, leaf in _leaves(flax)}
+    leaves = jax.tree.leaves(flax)
+    flax_shapes = {path: tuple(leaves[at].shape) for path, at in weight_leaves(flax).items()}
     if not any(path.endswith(("/mean", "/var")) for path in flax_shapes):
         shapes = {name: shape for name, shape in shapes.items() if not name.endswith(STATISTICS)}
     shapes = {name: shape for name, shape in shapes.items() if not name.endswith("num_batches_tracked")}
     theirs = torch_modules(shapes)
     attention = any("query.weight" in module.arrays for module in theirs)
-    pairing = Pairing(theirs, flax_modules(flax_shapes, attention), layouts)
-    _check_known(shapes, pairing, pairs or {}, layouts)
-    for torch_name, flax_name in (pairs or {}).items():
+    kinds = _known("layouts", layouts or {}, shapes, patterns=True)
+    pairing = Pairing(theirs, flax_modules(flax_shapes, attention), kinds)
+    given = _known("pairs", pairs or {}, pairing.torch)
+    _known("pairs", dict.fromkeys(given.values()), pairing.flax)
+    for torch_name, flax_name in given.items():
         pairing.pair(torch_name, flax_name)
     pairing.by_name()
     pairing.by_shape()
@@ -128,7 +140,7 @@ def infer(
     ways = sorted(
         (way for pair in pairing.found for way in pair), key=lambda way: (order[way[0].source.name], way[0].source.part)
     )
-    _check(pairing, ways, layouts)
+    _check(pairing, ways, torch)
     return Mapping(tuple(way[0] for way in ways))
 
 
@@ -144,23 +156,25 @@ def to_flax(mapping: Mapping, torch: Dict[str, Any], flax: Tree) -> Tree:
       flax: the tree to fill, as given to `infer`, or a part of it. Its dtypes are kept.
 
     Returns:
-      A tree like `flax`.
+      A tree like `flax`, with the keys and counts of random streams as they are.
 
     Raises:
       ValueError: an array that `torch` lacks, or of another shape than in the mapping; a complex one for a real leaf.
     """
     entries = {entry.path: entry for entry in mapping.entries}
     boxes, treedef = jax.tree.flatten(flax, is_leaf=is_box)
-    new = []
-    for (path, leaf), box in zip(_leaves(flax), boxes, strict=True):
+    leaves = jax.tree.leaves(flax)
+    for path, at in weight_leaves(flax).items():
+        leaf = leaves[at]
         if path not in entries:
             raise ValueError(f"{path!r} is not in the mapping: infer it with the whole tree")
         array = flax_array(entries[path], torch)
         if np.iscomplexobj(array) and not jnp.issubdtype(leaf.dtype, jnp.complexfloating):
             raise ValueError(f"{entries[path].source.name!r} is {array.dtype}, {path!r} in flax is {leaf.dtype}")
         with float64():
-            new.append(jax.tree.structure(box).unflatten([jnp.array(array.astype(leaf.dtype), leaf.dtype)]))
-    return treedef.unflatten(new)
+            new = jnp.array(array.astype(leaf.dtype), leaf.dtype)
+        boxes[at] = jax.tree.structure(boxes[at]).unflatten([new])
+    return treedef.unflatten(boxes)
 
 
 def to_torch(mapping: Mapping, flax: Tree) -> dict[str, np.ndarray]:
@@ -175,7 +189,8 @@ def to_torch(mapping: Mapping, flax: Tree) -> dict[str, np.ndarray]:
     Returns:
       Arrays by torch's names, in torch's order: those of which `flax` has all parts.
     """
-    leaves = {path: np.asarray(leaf) for path, leaf in _leaves(flax)}
+    all_leaves = jax.tree.leaves(flax)
+    leaves = {path: np.asarray(all_leaves[at]) for path, at in weight_leaves(flax).items()}
     unknown = leaves.keys() - {entry.path for entry in mapping.entries}
     if unknown:
         raise ValueError(f"not in the mapping: {', '.join(sorted(unknown))}. Infer it with the whole tree")
@@ -233,12 +248,12 @@ def torch_shape(entries: list[Entry]) -> Shape:
     return shape if source.parts == 1 else (source.parts * shape[0], *shape[1:])
 
 
-def _leaves(tree: Tree) -> list[tuple[str, Any]]:
-    """The paths and arrays of a tree, without linen's names of collections."""
-    leaves = list(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True))
-    if all(path.startswith(tuple(f"{name}/" for name in COLLECTIONS)) for path, _ in leaves):
-        leaves = [(path.partition("/")[2], leaf) for path, leaf in leaves]
-    return leaves
+def weight_leaves(tree: Tree) -> dict[str, int]:
+    """Which leaf is the array of each path in a mapping, of all that can be torch's: floating-point numbers."""
+    paths, leaves = leaf_paths(tree), jax.tree.leaves(tree)
+    if all(path.startswith(tuple(f"{name}/" for name in COLLECTIONS)) for path in paths):  # linen's variables
+        paths = [path.partition("/")[2] for path in paths]
+    return {path: i for i, path in enumerate(paths) if jnp.issubdtype(leaves[i].dtype, np.inexact)}
 
 
 def _shape(name: str, value: Any) -> Shape:
@@ -250,50 +265,103 @@ def _shape(name: str, value: Any) -> Shape:
     return tuple(shape)
 
 
-def _check_known(shapes: Dict[str, Shape], pairing: Pairing, pairs: Dict[str, str], layouts: Dict[str, Kind]) -> None:
-    for what, names, known in (
-        ("pairs", pairs, pairing.torch),
-        ("pairs", pairs.values(), pairing.flax),
-        ("layouts", layouts, shapes),
-    ):
-        unknown = [name for name in names if name not in known]
-        if unknown:
-            raise ValueError(f"{what} names {', '.join(unknown)}, known are: {', '.join(known)}")
+def _known(what: str, given: Dict[str, Any], known: Iterable[str], patterns: bool = False) -> dict[str, Any]:
+    """What the user gave, by the names in full.
+
+    Raises:
+      ValueError: a name that does not exist.
+    """
+    full = {short: name for names in reversed(shortened(known)) for short, name in names.items()}
+    full |= {name: name for name in full.values()}
+    found, unknown = {}, []
+    for key, value in given.items():
+        names = [full[key]] if key in full else _matching(key, full) if patterns else []
+        found |= dict.fromkeys(names, value)
+        unknown += [] if names else [key]
+    if unknown:
+        raise ValueError(f"{what} names {', '.join(unknown)}, known are: {', '.join(known)}")
+    return found
 
 
-def _check(pairing: Pairing, ways: list[list[Entry]], layouts: Dict[str, Kind]) -> None:
+def _matching(pattern: str, full: Dict[str, str]) -> list[str]:
+    """The names that a regular expression matches, short or in full; none where it is not one."""
+    try:
+        return [name for short, name in full.items() if re.fullmatch(pattern, short)]
+    except re.error:
+        return []
+
+
+def _check(pairing: Pairing, ways: list[list[Entry]], torch: Dict[str, Any]) -> None:
     """Raise for everything that is left over or could be several things."""
     wrong = [
         f"{way[0].source.name} {list(way[0].layout.torch)} could be any of: "
-        f"{', '.join(entry.layout.name for entry in way)}; say which: layouts={{{way[0].source.name!r}: ...}}"
+        f"{' or '.join(entry.layout.name for entry in way)}; say which: layouts={{{way[0].source.name!r}: ...}}"
         for way in ways
         if len(way) > 1
     ]
-    wrong += _unflattened([way[0] for way in ways], layouts)
-    wrong += _left_over("torch", pairing.torch.values()) + _left_over("flax", pairing.flax.values())
+    wrong += _unflattened([way[0] for way in ways], pairing.layouts)
+    wrong += [_left_over_torch(module, pairing, torch) for module in pairing.torch.values()]
+    wrong += [
+        f"flax's {module} has no counterpart: nothing that is left in torch fits it"
+        for module in pairing.flax.values()
+        if not any(pairing.can_be(name, module.name) for name in pairing.torch)
+    ]
     if wrong:
         raise ValueError("torch's arrays cannot be told in flax's tree:\n  " + "\n  ".join(wrong))
 
 
-def _left_over(side: str, modules: Any) -> list[str]:
-    advice = "has no counterpart that could not be another as well; name the pair: pairs={torch's layer: flax's}"
-    return [f"{side}'s {module} {advice}" for module in modules]
+def _left_over_torch(module: Module, pairing: Pairing, torch: Dict[str, Any]) -> str:
+    """Why a layer of torch's was not paired, and what to do."""
+    equal = {source.name: _equal(source, torch) for source in module.arrays.values()}
+    tied = "".join(f"; {name} has the numbers of {other}" for name, other in equal.items() if other)
+    could_be = [str(other) for name, other in pairing.flax.items() if pairing.can_be(module.name, name)]
+    if could_be:
+        more = f" or {len(could_be) - LISTED} others" if len(could_be) > LISTED else ""
+        return (
+            f"torch's {module} could be flax's {' or '.join(could_be[:LISTED])}{more}: name the pair, "
+            f"pairs={{{module.name!r}: flax's layer}}{f'{tied}: leave out what is tied' if tied else ''}"
+        )
+    weights = [source.name for source in module.arrays.values() if len(source.shape) > 1]
+    for kind in (same, convolution, transposed_convolution):
+        layouts = {**pairing.layouts, **dict.fromkeys(weights, kind)}
+        if any(fits(module, other, layouts) for other in pairing.flax.values()):
+            said = ", ".join(f"{name!r}: layout.{kind.__name__}" for name in weights)
+            return f"torch's {module} fits a layer of flax's only with layouts={{{said}}}: say so if it lies like that"
+    asked = [name for name in weights if name in pairing.layouts]
+    advice = (
+        f" with the layout given for {', '.join(asked)}" if asked else f"{tied}; leave out of `torch` what flax lacks"
+    )
+    return f"torch's {module} has no counterpart: nothing that is left in flax fits it{advice}"
+
+
+def _equal(source: Source, torch: Dict[str, Any]) -> str | None:
+    """Another of torch's arrays with the same numbers: a tied weight."""
+    value = torch[source.name]
+    alike = [name for name, x in torch.items() if name != source.name and getattr(x, "shape", ()) == source.shape]
+    if len(source.shape) < 2 or not hasattr(value, "shape"):
+        return None
+    return next((name for name in alike if np.array_equal(as_array(torch[name]), as_array(value))), None)
 
 
 def _unflattened(entries: list[Entry], layouts: Dict[str, Kind]) -> list[str]:
-    """Linear layers that follow a convolution and of which nobody said in which order its output was flattened."""
-    wrong, channels = [], 0
+    """Linear layers that take a flattened convolution and of which nobody said in which order it was flattened.
+
+    They are the first after a convolution, if it has enough inputs, and others with as many, as a network's heads are.
+    """
+    wrong, channels, width = [], 0, None
     for entry in entries:
         name, layout = entry.source.name, entry.layout
         if "convolution" in layout.name:
-            channels = layout.flax[-1]
+            channels, width = layout.flax[-1], None
         elif "linear" in layout.name:
             inputs = layout.torch[1]
-            if channels and inputs > channels and inputs % channels == 0 and name not in layouts:
+            if width is None:
+                width = inputs if channels and inputs > channels and inputs % channels == 0 else 0
+            if inputs == width and name not in layouts:
                 wrong.append(
                     f"{name} {list(layout.torch)} follows a convolution with {channels} channels, which torch flattens "
                     f"channels first: say layouts={{{name!r}: layout.flattened({channels}, HEIGHT, WIDTH)}} with "
-                    f"HEIGHT x WIDTH = {inputs // channels}, or layout.linear where the flax network transposes first"
+                    f"HEIGHT x WIDTH = {inputs // channels}, or layout.linear where the flax network transposes first "
+                    "or the layer takes something else"
                 )
-            channels = 0
     return wrong

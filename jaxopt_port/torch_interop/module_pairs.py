@@ -16,6 +16,8 @@ TORCH_NAMES = {
     "var": "running_var",
 }
 PROJECTIONS = ("query", "key", "value")
+# modules that only hold another, wherever they are: of torch.compile, FSDP and activation checkpointing
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
 class Source(NamedTuple):
@@ -54,6 +56,34 @@ class Module(NamedTuple):
     @property
     def signature(self) -> tuple[tuple[str, Shape], ...]:
         return tuple(sorted((name, array.shape) for name, array in self.arrays.items()))
+
+
+def shortened(names: Iterable[str]) -> list[dict[str, str]]:
+    """torch's names by what is left of them: without wrappers, then without one, two, ... parts that all begin with.
+
+    So names can be compared whose beginnings differ, as `module.`, `_orig_mod.` and `model.` make them.
+
+    Example:
+      >>> shortened(["module.fc.weight", "module.fc.bias"])[1]
+      {'fc.weight': 'module.fc.weight', 'fc.bias': 'module.fc.bias'}
+    """
+    parts = {name: [part for part in name.split(".") if part not in WRAPPERS] for name in names}
+    columns = list(zip(*parts.values(), strict=False))
+    common = next((at for at, column in enumerate(columns) if len(set(column)) > 1), len(columns))
+    return [{".".join(each[start:]): name for name, each in parts.items()} for start in range(common + 1)]
+
+
+def same_names(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
+    """Which of `known` each of `names` is, where all of the ones may have a beginning that the others have not.
+
+    Example:
+      >>> same_names(["module.fc.weight"], ["fc.weight", "fc.bias"])
+      {'module.fc.weight': 'fc.weight'}
+    """
+    theirs, ours = shortened(names), shortened(known)
+    sides = [*((each, ours[0]) for each in theirs), *((theirs[0], each) for each in ours)]
+    theirs, ours = max(sides, key=lambda pair: len(pair[0].keys() & pair[1].keys()))
+    return {name: ours[short] for short, name in theirs.items() if short in ours}
 
 
 def torch_modules(shapes: Mapping[str, Shape]) -> list[Module]:
@@ -110,9 +140,9 @@ def fits(torch: Module, flax: Module, layouts: Mapping[str, Kind]) -> list[list[
     ways = []
     for name, source in torch.arrays.items():
         path, shape = flax.arrays[name].name, flax.arrays[name].shape
-        asked = [layouts[source.name]] if source.name in layouts else _kinds(path, len(shape))
+        asked = [layouts[source.name]] if source.name in layouts else _kinds(path, len(shape), layouts)
         found = _found(asked, source.shape, shape)
-        if len(found) > 1:  # a square convolution, and flax's name does not say which kind: torch's may
+        if len(found) > 1 and len(shape) > 2:  # flax's name does not say which convolution it is: torch's may
             found = _found(_convolutions(torch.name), source.shape, shape)
         ways.append([Entry(source, path, layout) for layout in found])
     return ways if all(ways) else []
@@ -122,7 +152,7 @@ def _found(kinds: Iterable[Kind], torch: Shape, flax: Shape) -> list[Layout]:
     return [layout for kind in kinds if (layout := kind(torch, flax)) is not None]
 
 
-def _kinds(path: str, ndim: int) -> list[Kind]:
+def _kinds(path: str, ndim: int, layouts: Mapping[str, Kind]) -> list[Kind]:
     """The layouts that an array of flax's may have, from its name and its number of axes."""
     layer, _, array = path.rpartition("/")
     last = layer.rpartition("/")[2]
@@ -130,23 +160,30 @@ def _kinds(path: str, ndim: int) -> list[Kind]:
         return [array_layout.same, array_layout.to_heads]
     if array != "kernel":
         return [array_layout.same]
-    if ndim == 2:
-        return [array_layout.linear]
+    if ndim == 2:  # where one weight lies as flax's does (HuggingFace's Conv1D), any other may
+        return [array_layout.linear, *([array_layout.same] if array_layout.same in layouts.values() else [])]
     if last in (*PROJECTIONS, "out") and ndim == 3:
         return [array_layout.from_heads if last == "out" else array_layout.to_heads, *_convolutions(last)]
     return _convolutions(last)
 
 
 def _convolutions(layer: str) -> list[Kind]:
-    """The kinds of convolution that a layer of this name may be."""
+    """The kinds of convolution that a layer of this name may be: an `upconv` either."""
     name = re.split(r"[./]", layer)[-1].lower()
-    if re.search("transpose|deconv", name):
+    if re.search(r"transpose|deconv|trans_?conv|conv_?t(rans)?(?![a-z])", name):
         return [array_layout.transposed_convolution]
-    return [array_layout.convolution, *([] if "conv" in name else [array_layout.transposed_convolution])]
+    plain = "conv" in name and not re.search("(^|_)up", name)
+    return [array_layout.convolution, *([] if plain else [array_layout.transposed_convolution])]
 
 
 class Pairing:
-    """Pairs layers as long as there is evidence for a pair: the name, the only shapes, numbers that run alike."""
+    """Pairs layers as long as there is evidence for a pair: the name, the only shapes, numbers that run alike.
+
+    Args:
+      torch: torch's layers.
+      flax: flax's.
+      layouts: how arrays lie, by torch's names, where that was said.
+    """
 
     def __init__(self, torch: Sequence[Module], flax: Sequence[Module], layouts: Mapping[str, Kind]):
         self.torch = {module.name: module for module in torch}
@@ -154,8 +191,16 @@ class Pairing:
         self.layouts = layouts
         self.found: list[list[list[Entry]]] = []  # of each pair the ways in which its arrays fit
         self._known: dict[object, bool] = {}
+        texts = {_text(name) for name in self.flax}
+        like_flax = max(shortened(self.torch), key=lambda names: len(texts & set(map(_text, names))))
+        self._short = {name: short for short, name in like_flax.items()}
 
     def pair(self, torch_name: str, flax_name: str) -> None:
+        """Take two layers for the same.
+
+        Raises:
+          ValueError: their arrays do not fit.
+        """
         torch, flax = self.torch.pop(torch_name), self.flax.pop(flax_name)
         found = fits(torch, flax, self.layouts)
         if not found:
@@ -163,6 +208,7 @@ class Pairing:
         self.found.append(found)
 
     def can_be(self, torch_name: str, flax_name: str) -> bool:
+        """Whether the arrays of two layers fit."""
         torch, flax = self.torch[torch_name], self.flax[flax_name]
         mine = any(source.name in self.layouts for source in torch.arrays.values())
         of_flax = tuple((*each, *_hint(array.name)) for each, array in zip(flax.signature, _ordered(flax), strict=True))
@@ -172,12 +218,17 @@ class Pairing:
         return self._known[key]
 
     def by_name(self) -> None:
-        """Layers of the same name: `layers.0.norm` and `layers_0/norm`."""
-        named = {_letters(name): name for name in self.flax}
-        for name in list(self.torch):
-            other = named.get(_letters(name))
-            if other is not None and self.can_be(name, other):
-                self.pair(name, other)
+        """Layers of the same name: `layers.0.norm` and `layers_0/norm`.
+
+        Those whose names differ in their numbers only are paired where both sides have the same numbers: `conv1`,
+        `conv2` and `Conv_0`, `Conv_1` are numbered from different beginnings.
+        """
+        theirs, ours = self._families(self.torch), _families({name: name for name in self.flax})
+        for text, family in theirs.items():
+            if text in ours and ours[text].keys() == family.keys():
+                for numbers, name in family.items():
+                    if self.can_be(name, ours[text][numbers]):
+                        self.pair(name, ours[text][numbers])
 
     def by_shape(self) -> None:
         """The only ones of their shapes, and those of equal shapes whose names are numbered alike."""
@@ -189,6 +240,9 @@ class Pairing:
             if not pairs:
                 return
 
+    def _families(self, names: Iterable[str]) -> dict[str, dict[tuple[int, ...], str]]:
+        return _families({self._short[name]: name for name in names})
+
     def _signatures(self) -> list[object]:
         return list(dict.fromkeys(module.signature for module in self.torch.values()))
 
@@ -197,15 +251,22 @@ class Pairing:
         flax = [name for name in self.flax if self.can_be(torch[0], name)]
         if len(torch) == len(flax) == 1:
             return [(torch[0], flax[0])]
-        theirs, ours = _numbered(torch), _numbered(flax)
+        theirs = {text: _ranked(family) for text, family in self._families(torch).items()}
+        ours = {text: _ranked(family) for text, family in _families({name: name for name in flax}).items()}
+        same = {text for text in theirs.keys() & ours.keys() if theirs[text].keys() == ours[text].keys()}
         alike = {
-            key: [other for other in ours if ours[other].keys() == theirs[key].keys()] for key in theirs
-        }  # the names with their numbers left out, and those that run through the same numbers
+            text: [
+                other
+                for other in ours
+                if (other == text if text in same else other not in same) and ours[other].keys() == theirs[text].keys()
+            ]
+            for text in theirs
+        }  # the families that run through the same ranks; of the same text, if there is one
         return [
             (name, ours[others[0]][at])
-            for key, others in alike.items()
+            for text, others in alike.items()
             if len(others) == 1 and sum(others[0] in each for each in alike.values()) == 1
-            for at, name in theirs[key].items()
+            for at, name in theirs[text].items()
             if self.can_be(name, ours[others[0]][at])
         ]
 
@@ -216,21 +277,28 @@ def _ordered(module: Module) -> list[Source]:
 
 def _hint(path: str) -> tuple[object, ...]:
     """What `_kinds` makes of a path."""
-    return tuple(kind.__name__ for ndim in (3, 4) for kind in _kinds(path, ndim))
+    return tuple(kind.__name__ for ndim in (3, 4) for kind in _kinds(path, ndim, {}))
 
 
-def _letters(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+def _text(name: str) -> str:
+    """The letters of a name, with # for each number: `layers.10.norm` and `layers_10/Norm` are both `layers#norm`."""
+    return re.sub("[^a-z#]", "", re.sub(r"\d+", "#", name.lower()))
 
 
-def _numbered(names: Iterable[str]) -> dict[str, dict[tuple[int, ...], str]]:
-    """Names by their text without numbers, then by the ranks of their numbers among those of the same text."""
-    texts: dict[str, list[tuple[tuple[int, ...], str]]] = {}
-    for name in names:
-        texts.setdefault(re.sub(r"\d+", "#", name), []).append((tuple(map(int, re.findall(r"\d+", name))), name))
-    ranked: dict[str, dict[tuple[int, ...], str]] = {}
-    for text, found in texts.items():
-        columns = [sorted(set(column)) for column in zip(*(numbers for numbers, _ in found), strict=True)]
-        varying = [i for i, column in enumerate(columns) if len(column) > 1]
-        ranked[text] = {tuple(columns[i].index(numbers[i]) for i in varying): name for numbers, name in found}
-    return ranked
+def _families(names: Mapping[str, str]) -> dict[str, dict[tuple[int, ...], str]]:
+    """Names by the texts and numbers of their keys, but not those that have both in common."""
+    families: dict[str, dict[tuple[int, ...], list[str]]] = {}
+    for key, name in names.items():
+        numbers = tuple(map(int, re.findall(r"\d+", key)))
+        families.setdefault(_text(key), {}).setdefault(numbers, []).append(name)
+    return {
+        text: {numbers: found[0] for numbers, found in family.items() if len(found) == 1}
+        for text, family in families.items()
+    }
+
+
+def _ranked(family: Mapping[tuple[int, ...], str]) -> dict[tuple[int, ...], str]:
+    """Names by the ranks of their numbers among those of the family, without the numbers that are all the same."""
+    columns = [sorted(set(column)) for column in zip(*family, strict=True)]
+    varying = [i for i, column in enumerate(columns) if len(column) > 1]
+    return {tuple(columns[i].index(numbers[i]) for i in varying): name for numbers, name in family.items()}

@@ -65,11 +65,11 @@ def test_convolution(axes: int, groups: int) -> None:
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
-@pytest.mark.parametrize("features", [4, 6])
-def test_transposed_convolution(axes: int, features: int) -> None:
+@pytest.mark.parametrize(("name", "features"), [("up_transpose", 4), ("up_transpose", 6), ("upconv", 6)])
+def test_transposed_convolution(axes: int, name: str, features: int) -> None:
     kind = getattr(torch.nn, f"ConvTranspose{axes}d")
     network = torch.nn.Sequential(kind(4, features, 3, stride=2, padding=1))
-    ours = nn.ConvTranspose(features, (3,) * axes, strides=(2,) * axes, padding=((1, 1),) * axes, name="up_transpose")
+    ours = nn.ConvTranspose(features, (3,) * axes, strides=(2,) * axes, padding=((1, 1),) * axes, name=name)
 
     class Network(nn.Module):
         @nn.compact
@@ -141,6 +141,31 @@ def test_flattened_after_a_convolution() -> None:
     check(theirs, Network(first=True), x, layouts={"2.weight": layout.linear})
     with pytest.raises(ValueError, match="has no counterpart"):
         check(theirs, Network(first=False), x, layouts={"2.weight": layout.flattened(4, 3, 4)})
+
+
+def test_all_heads_on_a_flattened_convolution() -> None:
+    class Heads(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            x = nn.Conv(4, (3, 3), padding=1, name="conv")(x)
+            x = x.reshape(len(x), -1)
+            return nn.Dense(6, name="policy")(x) * nn.Dense(1, name="value")(x)
+
+    class TorchHeads(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(2, 4, 3, padding=1)
+            self.policy = torch.nn.Linear(4 * 3 * 5, 6)
+            self.value = torch.nn.Linear(4 * 3 * 5, 1)
+
+        def forward(self, x: Any) -> Any:
+            x = self.conv(x).flatten(1)
+            return self.policy(x) * self.value(x)
+
+    flattened = {"policy.weight": layout.flattened(4, 3, 5)}
+    with pytest.raises(ValueError, match=r"value.weight .* follows a convolution with 4 channels"):
+        check(TorchHeads(), Heads(), draw(2, 2, 3, 5), layouts=flattened)
+    check(TorchHeads(), Heads(), draw(2, 2, 3, 5), layouts={"(policy|value).weight": layout.flattened(4, 3, 5)})
 
 
 class Block(nn.Module):
@@ -216,11 +241,12 @@ class NnxNetwork(nnx.Module):
         self.layers = nnx.List([nnx.Linear(3, 3, rngs=rngs) for _ in range(11)])
         self.norm = nnx.BatchNorm(3, use_running_average=True, epsilon=EPS, rngs=rngs)
         self.attention = nnx.MultiHeadAttention(num_heads=1, in_features=3, decode=False, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, deterministic=True, rngs=rngs)  # has a key and a count, which torch has not
 
     def __call__(self, x: Any) -> Any:
         for layer in self.layers:
             x = layer(x)
-        return self.attention(self.norm(x))
+        return self.dropout(self.attention(self.norm(x)))
 
 
 class TorchOfNnx(torch.nn.Module):
@@ -239,14 +265,14 @@ class TorchOfNnx(torch.nn.Module):
 
 def test_nnx() -> None:
     theirs = randomized(TorchOfNnx())
-    graph, state, rest = nnx.split(nnx.eval_shape(lambda: NnxNetwork(nnx.Rngs(0))), (nnx.Param, nnx.BatchStat), ...)
+    graph, state = nnx.split(NnxNetwork(nnx.Rngs(0)))
     weights = arrays(theirs.state_dict())
     mapping = layout.infer(weights, state)
     filled = layout.to_flax(mapping, weights, state)
     x = draw(2, 5, 3)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(x)).numpy()
-    actual = jax.jit(lambda filled, x: nnx.merge(graph, filled, rest)(x))(filled, x)
+    actual = jax.jit(lambda filled, x: nnx.merge(graph, filled)(x))(filled, x)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
     back = layout.to_torch(mapping, filled)
     assert all(back[name].tobytes() == weights[name].tobytes() for name in back)
@@ -254,27 +280,36 @@ def test_nnx() -> None:
 
 
 def test_what_cannot_be_told_is_listed_and_can_be_said() -> None:
-    shapes = {"left.weight": (3, 3), "right.weight": (3, 3), "up.weight": (2, 2, 4, 4), "lost.weight": (9,)}
+    shapes = {"left.weight": (3, 3), "right.weight": (3, 3), "upconv.weight": (2, 2, 4, 4), "lost.weight": (9,)}
     params = {
         "a": {"kernel": jnp.zeros((3, 3))},
         "b": {"kernel": jnp.zeros((3, 3))},
-        "grow": {"kernel": jnp.zeros((4, 4, 2, 2))},
+        "upconv": {"kernel": jnp.zeros((4, 4, 2, 2))},
         "extra": jnp.zeros(5),
     }
     with pytest.raises(ValueError, match="cannot be told") as error:
         layout.infer(shapes, params)
-    for text in ("'left' (left.weight [3, 3])", "'b' (b/kernel [3, 3])", "'lost'", "'extra'", "up.weight", "mirrored"):
+    for text in (
+        "'left' (left.weight [3, 3])",
+        "'b' (b/kernel [3, 3])",
+        "'lost'",
+        "'extra'",
+        "upconv.weight",
+        "mirrored",
+    ):
         assert text in str(error.value)
 
     del shapes["lost.weight"], params["extra"]
-    mapping = layout.infer(shapes, params, pairs={"left": "b"}, layouts={"up.weight": layout.transposed_convolution})
-    assert [entry.path for entry in mapping.entries] == ["b/kernel", "a/kernel", "grow/kernel"]
+    mapping = layout.infer(
+        shapes, params, pairs={"left": "b"}, layouts={"upconv.weight": layout.transposed_convolution}
+    )
+    assert [entry.path for entry in mapping.entries] == ["b/kernel", "a/kernel", "upconv/kernel"]
     with pytest.raises(ValueError, match="pairs names c"):
         layout.infer(shapes, params, pairs={"left": "c"})
-    with pytest.raises(ValueError, match="cannot be flax's 'grow'"):
-        layout.infer(shapes, params, pairs={"left": "grow"})
-    wrong = {"left.weight": np.zeros((3, 3)), "right.weight": np.zeros((3, 3)), "up.weight": np.zeros((2, 2))}
-    with pytest.raises(ValueError, match=r"'up.weight' is \[2, 2\], in the mapping \[2, 2, 4, 4\]"):
+    with pytest.raises(ValueError, match="cannot be flax's 'upconv'"):
+        layout.infer(shapes, params, pairs={"left": "upconv"})
+    wrong = {"left.weight": np.zeros((3, 3)), "right.weight": np.zeros((3, 3)), "upconv.weight": np.zeros((2, 2))}
+    with pytest.raises(ValueError, match=r"'upconv.weight' is \[2, 2\], in the mapping \[2, 2, 4, 4\]"):
         layout.to_flax(mapping, wrong, params)
     with pytest.raises(ValueError, match="'kernel' is not in the mapping: infer it with the whole tree"):
         layout.to_flax(mapping, wrong, params["a"])
