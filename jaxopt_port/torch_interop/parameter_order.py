@@ -1,5 +1,6 @@
 """Which of our parameters is which of torch's: torch numbers them group by group, in the order of the user's lists."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,10 +10,11 @@ import numpy as np
 from jaxopt_port.param_groups import leaf_paths
 from jaxopt_port.torch_interop import layout
 from jaxopt_port.torch_interop.array_layout import Shape
-from jaxopt_port.torch_interop.module_pairs import Entry, Source
+from jaxopt_port.torch_interop.module_pairs import Entry, Source, same_names
 
 SCALARS = ("step", "eta", "mu", "mu_product")  # of a state: what says nothing of the parameter's shape
 MANY = 1000  # beginnings of orders that are looked at
+NAMES = 'state_dict["param_groups"][0]["param_names"] = '
 
 
 class Parameter(NamedTuple):
@@ -34,21 +36,27 @@ class Parameter(NamedTuple):
 def parameters(params: Any, mapping: "layout.Mapping | None") -> list[Parameter]:
     """All parameters in the order of torch's `module.parameters()`; without a mapping in that of the leaves.
 
+    Args:
+      params: a tree as given to `layout.infer`: statistics and random streams in it are no parameters.
+      mapping: from `layout.infer`.
+
     Raises:
       ValueError: a parameter that is not in the mapping, or not with all its parts in `params`.
     """
-    paths = leaf_paths(params)
     if mapping is None:
+        paths = leaf_paths(params)
         shapes = [np.shape(leaf) for leaf in jax.tree.leaves(params)]
         same = [layout.same(shape, shape) for shape in shapes]
         entries = [Entry(Source(p, s), p, one) for p, s, one in zip(paths, shapes, same, strict=True) if one]
         return [Parameter(e.path, e.layout.torch, (i,), (e,)) for i, e in enumerate(entries)]
+    at, found = layout.weight_leaves(params), []
     mapped = {entry.path for entry in mapping.entries}
-    missing = [path for path in paths if path not in mapped]
+    missing = [path for path in at if path not in mapped]
     if missing:
         raise ValueError(f"parameters that are not in the mapping: {', '.join(missing)}")
-    at, found = {path: i for i, path in enumerate(paths)}, []
     for name, entries in mapping.by_name().items():
+        if name.endswith(layout.STATISTICS):
+            continue
         here = [entry.path in at for entry in entries]
         if any(here) and not all(here):
             raise ValueError(f"{name!r} of torch's is {', '.join(e.path for e in entries)}: params has not all of them")
@@ -61,36 +69,66 @@ def parameters(params: Any, mapping: "layout.Mapping | None") -> list[Parameter]
 def by_group(state_dict: Mapping[str, Any], known: Sequence[Parameter], named: bool) -> list[list[Parameter]]:
     """The parameters of each of torch's groups, in the order of torch's ids.
 
-    They are known by `param_names`, or as the only way to share them out, in order, that fits the shapes of the states.
+    They are known by names, `param_names` or `params` themselves where these are strings, or as the only way to share
+    them out, in order, that fits the shapes of the states.
 
     Args:
       state_dict: torch's.
       known: all parameters, in order.
-      named: whether `param_names` have to be those of `known`; they are not used where they are not.
+      named: whether the names have to be those of `known`; they are not used where they are not.
 
     Raises:
-      ValueError: too many or too few parameters, an unknown name, shapes that do not fit or fit in two ways.
+      ValueError: too many or too few parameters, an unknown name or one listed twice, shapes that do not fit or fit in
+        two ways.
     """
     groups = state_dict["param_groups"]
-    names = [group.get("param_names") for group in groups]
-    by_name = {parameter.name: parameter for parameter in known}
-    if all(each is not None for each in names):
-        unknown = [name for each in names for name in each if name not in by_name]
+    names = _names(groups)
+    if names is not None:
+        by_name = {parameter.name: parameter for parameter in known}
+        full = same_names([name for each in names for name in each], by_name)
+        unknown = [name for each in names for name in each if name not in full]
         if not unknown:
-            return [[by_name[name] for name in each] for each in names]
+            return [[by_name[full[name]] for name in each] for each in names]
         if named:
-            raise ValueError(f"param_names that are not in the mapping: {', '.join(unknown)}")
+            raise ValueError(
+                f"param_names that are not in the mapping: {', '.join(unknown)}. It has {', '.join(by_name)}"
+            )
     sizes = [len(group["params"]) for group in groups]
-    if sum(sizes) != len(known):
-        raise ValueError(
-            f"loaded state dict contains {sum(sizes)} parameters, params {len(known)}: "
-            f"{', '.join(p.name for p in known)}. Give params those that torch's optimizer had, or each of the "
-            'state dict\'s groups its "param_names"'
-        )
-    if len(groups) == 1:
+    left_out = len(known) - sum(sizes)
+    if len(groups) == 1 and not left_out:
         return [list(known)]
     shapes = [[state_shape(state_dict["state"].get(i)) for i in group["params"]] for group in groups]
-    return _share_out(known, shapes)
+    try:
+        return _share_out(known, [*shapes, [None] * left_out])[:-1]
+    except ValueError as error:
+        if not left_out:
+            raise
+        raise ValueError(
+            f"loaded state dict contains {sum(sizes)} parameters, params {len(known)}: "
+            f"{', '.join(p.name for p in known)}. Give params those that torch's optimizer had, or the state dict "
+            f"names: {NAMES}[name for name, p in model.named_parameters() if p.requires_grad]. {error}"
+        ) from None
+
+
+def _names(groups: Sequence[Mapping[str, Any]]) -> list[list[str]] | None:
+    """The names of each group's parameters, if all groups have them."""
+    names: list[list[str]] = [
+        list(group["params"] if all(isinstance(i, str) for i in group["params"]) else group.get("param_names") or ())
+        for group in groups
+    ]
+    if any(group["params"] and not each for group, each in zip(groups, names, strict=True)):
+        return None
+    for number, (group, each) in enumerate(zip(groups, names, strict=True)):
+        if len(each) != len(group["params"]):
+            raise ValueError(
+                f"parameter group {number} of the state dict has {len(each)} param_names for {len(group['params'])} "
+                "params: give it one for each"
+            )
+    counts = Counter(name for each in names for name in each)
+    twice = [name for name, count in counts.items() if count > 1]
+    if twice:
+        raise ValueError(f"param_names that are in the state dict more than once: {', '.join(twice)}")
+    return names
 
 
 def state_shape(state: Mapping[str, Any] | None) -> Shape | None:
@@ -112,21 +150,23 @@ def _share_out(known: Sequence[Parameter], shapes: list[list[Shape | None]]) -> 
                 if taken[group] < len(wanted) and wanted[taken[group]] in (None, parameter.shape):
                     then = (*taken[:group], taken[group] + 1, *taken[group + 1 :])
                     now[then] = (now.get(then, (0, 0))[0] + count, group)
-        ways.append(now)
         if len(now) > MANY:
-            break
+            raise ValueError(
+                "loaded state dict does not say which parameters are in which of its groups, and there are too many "
+                f"ways to look at them all: give each its names, {NAMES}[...]"
+            )
+        ways.append(now)
     full = tuple(map(len, shapes))
-    count = ways[-1].get(full, (0, 0))[0] if len(ways[-1]) <= MANY else 2
-    if not any(ways[-1]):
+    count = ways[-1].get(full, (0, 0))[0]
+    if not count:
         raise ValueError(
             "loaded state dict contains a parameter group that doesn't match the parameters: in no order have they the "
             f"shapes of its states. The parameters: {', '.join(f'{p.name} {list(p.shape)}' for p in known)}"
         )
-    if count != 1:
+    if count > 1:
         raise ValueError(
             "loaded state dict does not say which parameters are in which of its groups, and their shapes allow more "
-            'than one way: give each its names, state_dict["param_groups"][i]["param_names"] = [...], of: '
-            f"{', '.join(p.name for p in known)}"
+            f"than one way: give each its names, {NAMES}[...], of: {', '.join(p.name for p in known)}"
         )
     found: list[list[Parameter]] = [[] for _ in shapes]
     for parameter, way in zip(reversed(known), reversed(ways), strict=False):

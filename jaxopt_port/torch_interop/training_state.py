@@ -10,6 +10,7 @@ from jaxopt_port.gradients.grad_scaler import GradScaler, GradScalerState
 from jaxopt_port.swa_utils import AveragedState
 from jaxopt_port.torch_interop.layout import Mapping as LayoutMapping
 from jaxopt_port.torch_interop.layout import to_flax, to_torch
+from jaxopt_port.torch_interop.module_pairs import same_names
 
 Tree = Any
 SCALER = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
@@ -88,7 +89,8 @@ def load_averaged_model(
 
     Args:
       state_dict: of torch.optim.swa_utils.AveragedModel.
-      mapping: from `layout.infer`, of the model that is averaged: without the prefix `module.`.
+      mapping: from `layout.infer`, of the model that is averaged: with or without the prefix `module.`, and those of
+        DataParallel and torch.compile.
       params: the parameters, for their tree and dtypes.
       buffers: the same of what else the model holds, as Flax's `batch_stats`.
 
@@ -111,7 +113,8 @@ def load_averaged_model(
     """
     if "n_averaged" not in state_dict:
         raise ValueError(f"no n_averaged: the state dict is not of an AveragedModel. It has {', '.join(state_dict)}")
-    module = {name.removeprefix(MODULE): x for name, x in state_dict.items() if name.startswith(MODULE)}
+    full = same_names([name for name in state_dict if name.startswith(MODULE)], mapping.by_name())
+    module = {mine: state_dict[name] for name, mine in full.items()}
     n_averaged = jnp.asarray(int(state_dict["n_averaged"]), jnp.int32)
     return AveragedState(
         n_averaged, to_flax(mapping, module, params), None if buffers is None else to_flax(mapping, module, buffers)
@@ -123,7 +126,7 @@ def averaged_model_state_dict(averaged: AveragedState, mapping: LayoutMapping) -
 
     Args:
       averaged: the state of an `averaged_model`.
-      mapping: from `layout.infer`, of the model that is averaged.
+      mapping: from `layout.infer`, of the model that is averaged, with the names that it has in torch.
 
     Returns:
       Arrays by torch's names.
