@@ -58,6 +58,7 @@ NAMES = [
         "__builtin__ bytearray",
     ),
     *("_codecs encode", "_codecs decode", "torch Size", "torch device", "numpy.core.multiarray scalar", "jax jit"),
+    *("numpy._core.multiarray _reconstruct", "numpy ndarray", "numpy dtype"),
 ]
 OPCODES = [
     *(pickle.MARK, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.EMPTY_TUPLE, pickle.EMPTY_LIST),
@@ -90,6 +91,13 @@ def seeds() -> list[bytes]:
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 5])
     whole = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
     whole |= {"size": torch.Size([2, 3]), "device": torch.device("cuda:1"), "rng": torch.get_rng_state()[:64].clone()}
+    whole |= {
+        "best": np.float64(0.5),
+        "array": shared.T,
+        "flags": np.ones(3, bool),
+        "empty": shared[:0],
+        "swapped": shared.astype(">f8"),
+    }
     return [*files, _in_memory(torch.save, whole), _in_memory(torch.save, list(model.parameters()))]
 
 

@@ -7,18 +7,21 @@ up, and does work and takes memory in proportion to the length of the pickle.
 
 import collections
 import pickle
+import reprlib
 import struct
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxopt_port.torch_interop import numpy_objects
 from jaxopt_port.torch_interop.pt_types import DTYPES, MAX_DEPTH, STORAGES, UNTYPED_STORAGE, PtFileError
 
 MAX_NAME = 256  # bytes of a module's or a function's name
 MAX_DIMENSIONS = 64  # torch's and NumPy's
 MAX_KEY = 1 << 16  # characters of a dict's key
 MAX_SHARING = 100  # items a byte of the pickle may stand for, where one container is used in many places
+COPIES = 2  # of a byte of the pickle: a NumPy array's bytes are made of a text, and the array of them
 DICTS = (dict, collections.OrderedDict, collections.Counter)
 
 LoadStorage = Callable[[str, np.dtype | None, int], np.ndarray]
@@ -136,9 +139,15 @@ class PickleReader:
     def _build(self) -> None:
         (state,) = self._pop(1)
         target = self._stack[-1]
-        if type(target) is not collections.OrderedDict or type(state) is not dict or list(state) != ["_metadata"]:
+        if type(target) is numpy_objects.ElementType:
+            target.build(state)
+        elif type(target) is np.ndarray and target.shape == (0,):
+            self._count(state)
+            numpy_objects.fill(target, state)
+        elif type(target) is collections.OrderedDict and type(state) is dict and list(state) == ["_metadata"]:
+            vars(target).update(state)  # a module's state_dict has its layers' versions there
+        else:
             raise PtFileError(f"the pickle sets attributes of a {type(target).__name__}")
-        vars(target).update(state)  # a module's state_dict has its layers' versions there
 
     # Names and calls.
 
@@ -146,12 +155,15 @@ class PickleReader:
         full = f"{self._line()}.{self._line()}".replace("__builtin__.", "builtins.")
         if full in DTYPES:
             self._push(DTYPES[full])
-        elif full in _CALLS or full in STORAGES or full == UNTYPED_STORAGE:
+        elif full in _CALLS or full in STORAGES or full in (UNTYPED_STORAGE, "numpy.ndarray"):
             self._push(Name(full))
         else:
+            above = [x for items in (*self._marked, self._stack) for x in items if isinstance(x, str)]
+            near = f" near {reprlib.repr(above[-1])}" if above else ""
             raise PtFileError(
-                f"it holds a {full}, which is not plain data: only tensors, numbers, strings, None, lists, tuples, "
-                "sets and dicts are read. Save state_dict()s, and numbers as Python numbers"
+                f"it holds a {full}{near}, which is not plain data: only "
+                "tensors, arrays, numbers, strings, None, lists, tuples, sets and dicts are read. Save a file without: "
+                'torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, path)'
             )
 
     def _reduce(self) -> None:
@@ -161,11 +173,14 @@ class PickleReader:
         call = _CALLS.get(name.full)
         if call is None:
             raise PtFileError(f"the pickle calls {name.full}")
-        # What is copied once was written once: a call in a loop over one long list is refused.
-        self._copied += sum(len(each) for each in args if isinstance(each, str | bytes | list | dict))
-        if self._copied > len(self._data):
-            raise PtFileError("the pickle copies more than it holds")
+        self._count(args)
         self._push(call(*args))
+
+    def _count(self, args: tuple[Any, ...]) -> None:
+        """Refuse a call in a loop over one long list: what is copied so often was written so often."""
+        self._copied += sum(len(each) for each in args if isinstance(each, str | bytes | list | dict))
+        if self._copied > COPIES * len(self._data):
+            raise PtFileError("the pickle copies more than it holds")
 
     def _storage(self) -> None:
         (identity,) = self._pop(1)
@@ -184,6 +199,7 @@ def _checked_key(key: Any) -> Any:
         key is None
         or isinstance(key, bool | float)
         or (type(key) is int and -(1 << 63) <= key < 1 << 64)
+        or isinstance(key, np.integer | np.floating)
         or (isinstance(key, str | bytes) and len(key) <= MAX_KEY)
     ):
         return key
@@ -198,7 +214,7 @@ class _Walk:
         self._seen: dict[int, tuple[int, int]] = {}  # of each container the height and the items
 
     def visit(self, value: Any, depth: int) -> tuple[int, int]:
-        if isinstance(value, Name | Storage):
+        if isinstance(value, Name | Storage | numpy_objects.ElementType):
             raise PtFileError(f"a {type(value).__name__.lower()} stands where a value should")
         if id(value) not in self._seen:
             inside = _inside(value)
@@ -306,6 +322,9 @@ _CALLS: Mapping[str, Callable[..., Any]] = {
     "torch.Size": lambda sizes: _expect(sizes, tuple),
     "torch.device": _device,
     "_codecs.encode": _latin1,
+    "numpy.dtype": numpy_objects.ElementType,
+    **{f"{module}.scalar": numpy_objects.number for module in numpy_objects.MODULES},
+    **{f"{module}._reconstruct": numpy_objects.empty for module in numpy_objects.MODULES},
     "builtins.bytes": lambda: b"",
     "builtins.bytearray": lambda data=b"": bytearray(_expect(data, bytes)),
     "builtins.set": _set,

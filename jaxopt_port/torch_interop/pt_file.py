@@ -34,6 +34,7 @@ def load(path: str | os.PathLike[str], *, mmap: bool = False) -> Any:
       The object. A tensor or parameter, wherever it was, is an array of its dtype (ml_dtypes has bfloat16 and float8);
       views of one tensor stay views of one array; an expanded tensor is a view too, that stands for more elements than
       there are. torch.Size is a tuple, a dtype NumPy's, and a device a string. Keys are strings, numbers or None.
+      NumPy's numbers and arrays of numbers are read as such, which torch refuses with `weights_only`.
 
     Raises:
       PtFileError: the file is damaged, is not torch's zip format, or holds more than plain data.

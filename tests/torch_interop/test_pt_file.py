@@ -1,5 +1,6 @@
 """`.pt` files both ways: what torch writes is read, and torch reads what is written."""
 
+import argparse
 import collections
 import io
 import struct
@@ -224,12 +225,36 @@ def test_without_checksums(tmp_path: Path) -> None:
     assert load(tmp_path / "a.pt").tolist() == [0, 1, 2]
 
 
+@pytest.mark.parametrize("mmap", [False, True])
+def test_numpys_numbers_and_arrays(mmap: bool, tmp_path: Path) -> None:
+    x = np.arange(6.0).reshape(2, 3)
+    arrays = [x, x, x.T, x.astype(">f4"), x > 2, x * 1j, x.astype(np.float16), x[:0], np.array(3), np.zeros(10**4)]
+    numbers = [np.float64(0.5), np.float32(0.5), np.int64(-3), np.uint8(7), np.bool_(True), np.complex64(1 + 2j)]
+    obj = {"best": numbers, "arrays": arrays, np.int64(3): torch.ones(2)}
+    torch.save(obj, tmp_path / "a.pt")
+    ours, theirs = load(tmp_path / "a.pt", mmap=mmap), torch.load(tmp_path / "a.pt", weights_only=False)
+    for one, other in zip(ours["best"] + ours["arrays"], theirs["best"] + theirs["arrays"], strict=True):
+        assert type(one) is type(other)
+        np.testing.assert_array_equal(one, other, strict=True)
+    assert ours["arrays"][1] is ours["arrays"][0]
+    ours["arrays"][0][0, 0] = 5  # they may be written to
+    assert list(ours) == list(theirs)
+    save(ours, tmp_path / "b.pt")
+    assert torch.load(tmp_path / "b.pt", weights_only=True)["best"] == [each.item() for each in numbers]
+
+
 @pytest.mark.parametrize(
     ("obj", "options", "message"),
     [
         (torch.ones(2), {"_use_new_zipfile_serialization": False}, "format from before torch 1.6"),
         (torch.nn.Linear(1, 2), {}, "it holds a torch.nn.modules.linear.Linear, which is not plain data"),
-        ([np.float64(2)], {}, "multiarray.scalar, which is not plain data"),
+        ({"best": np.str_("a")}, {}, "NumPy's type 'U1' is not one of numbers"),
+        (
+            {"epoch": 3, "args": argparse.Namespace()},
+            {},
+            r"a \S+ near 'args', which is not plain data: .*torch.save\({",
+        ),
+        ({"path": Path("x")}, {}, r"a pathlib\.PosixPath near 'path', which"),
         (torch.eye(2).to_sparse(), {}, "torch._utils._rebuild_sparse_tensor, which is not plain data"),
         (torch.ones(1, dtype=torch.complex64).conj(), {}, "lazily conjugated"),
         (torch.ones(2), {"pickle_protocol": 4}, "not of protocol 2"),

@@ -82,7 +82,41 @@ def test_a_tensor_may_fill_its_storage(tmp_path: Path) -> None:
         assert load(write_pickle(tmp_path / "a.pt", tensor(0, shape, strides))).shape == shape
 
 
+def numpy_array(shape: bytes, data: bytes, element: bytes = b"f8", order: bytes = b"<") -> bytes:
+    """A NumPy array as it is pickled; `h\\0` is the array and `h\\1` its state."""
+
+    def text(x: bytes) -> bytes:
+        return b"X" + struct.pack("<I", len(x)) + x
+
+    kind = (
+        b"cnumpy\ndtype\n"
+        + text(element)
+        + b"\x89\x88\x87R(K\3"
+        + text(order)
+        + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb"
+    )
+    made = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85" + text(b"b") + b"\x87Rq\0"
+    return made + b"(K\1" + shape + kind + b"\x89c_codecs\nencode\n" + text(data) + text(b"latin1") + b"\x86Rtq\1b"
+
+
 BOMBS = {
+    "a NumPy array larger than its bytes": numpy_array(integers(2), bytes(8)),
+    "a NumPy array smaller than its bytes": numpy_array(integers(1), bytes(16)),
+    "a NumPy array of no bytes and a huge shape": numpy_array(integers(0, 2**62, 2**62), b""),
+    "a NumPy array of a huge shape": numpy_array(integers(2**62, 4), bytes(8)),
+    "a NumPy array of less than no size": numpy_array(integers(-2), bytes(16)),
+    "a NumPy array of objects": numpy_array(integers(1), bytes(8), b"O8", b"|"),
+    "a NumPy array of texts": numpy_array(integers(1), bytes(4), b"U1"),
+    "a NumPy array of another order": numpy_array(integers(1), bytes(8), order=b"="),
+    "a NumPy bool that is none": numpy_array(integers(2), b"\0\2", b"b1", b"|"),
+    "a NumPy array filled again and again": numpy_array(integers(0, MANY), b"") + b"h\1b" * 99,
+    "copies into NumPy arrays": b"]("
+    + numpy_array(integers(MANY // 8), bytes(MANY))
+    + b"cnumpy.core.multiarray\n_reconstruct\nNNN\x87Rh\1b" * 99
+    + b"e",
+    "a NumPy type for a value": b"cnumpy\ndtype\nX\2\0\0\0f8\x85R",
+    "a NumPy array for a class": b"cnumpy\nndarray\n)R",
+    "another class of arrays": b"cnumpy\nmatrix\n",
     "a deep list": b"]" * MANY + b"a" * (MANY - 1),
     "a deep tuple": b")" + b"\x85" * MANY,
     "a deep tuple as a key": b"}K\1" + b"\x85" * MANY + b"Ns",
