@@ -36,6 +36,7 @@ from jaxopt_port.hyper import set_hyper as set_hyper
 from jaxopt_port.optimizer import Optimizer as Optimizer
 from jaxopt_port.optimizer import OptState as OptState
 from jaxopt_port.optimizer import add_param_group as add_param_group
+from jaxopt_port.optimizer import drop_frozen as drop_frozen
 from jaxopt_port.param_groups import ParamGroup as ParamGroup
 from jaxopt_port.rules.adadelta import adadelta as adadelta
 from jaxopt_port.rules.adafactor import adafactor as adafactor

@@ -27,9 +27,10 @@ import numpy as np
 import optax
 
 from jaxopt_port import param_groups as groups_
+from jaxopt_port.checks import check_float64, check_grads, check_slot, flatten_like, form
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule, as_complex, as_real, is_sparse, rounding, step_leaf
-from jaxopt_port.scalars import float64, is_known, is_on, to_float64
+from jaxopt_port.scalars import check_numbers, float64, is_known, is_on, to_float64
 
 Tree = Any
 T = TypeVar("T")
@@ -117,6 +118,10 @@ class Algorithm:
     def update(self, updates: Tree, state: Any, params: Tree | None = None, **extra_args: Any) -> tuple[Tree, Any]:
         raise NotImplementedError
 
+    def frozen_leaves(self, params: Tree) -> list[bool]:
+        """Which leaves are in a group with `frozen=True`."""
+        return [False] * len(jax.tree.leaves(params))
+
     def step_closure(
         self, closure: Callable[..., Any], state: OptState, params: Tree, *args: Any, has_aux: bool = False
     ) -> tuple[Any, Tree, OptState]:
@@ -178,6 +183,37 @@ def add_param_group(
     return Optimizer(new.init, new.update), state
 
 
+def drop_frozen(optimizer: Optimizer, grads: Tree, params: Tree) -> Tree:
+    """The gradients that torch would have: None for the parameters in groups with `frozen=True`.
+
+    torch makes no gradient where `requires_grad` is False, `jax.grad` makes one all the same. A step leaves it alone;
+    what looks at all the gradients, such as `clip_grad_norm`, needs it gone.
+
+    Args:
+      optimizer: says which parameters are frozen; as its factory or `every_k` returns it.
+      grads: a tree like `params`.
+      params: the parameters.
+
+    Returns:
+      `grads`, with None for what is frozen.
+
+    Raises:
+      ValueError: a gradient tree that is not the parameters'.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxopt_port as optim
+      >>> params = {"backbone": jnp.ones(2), "head": jnp.ones(2)}
+      >>> optimizer = optim.sgd(param_groups=[optim.ParamGroup("backbone", frozen=True)])
+      >>> grads = drop_frozen(optimizer, {"backbone": jnp.full(2, 30.0), "head": jnp.array([3.0, 4.0])}, params)
+      >>> print(optim.get_total_norm(grads))
+      5.0
+    """
+    treedef = jax.tree.structure(params)
+    leaves = flatten_like(treedef, grads, "the gradients")
+    frozen = algorithm_of(optimizer).frozen_leaves(params)
+    return treedef.unflatten(None if each else g for g, each in zip(leaves, frozen, strict=True))
+
+
 def algorithm_of(optimizer: optax.GradientTransformation) -> Algorithm:
     """What stands behind an optimizer that nothing was put around."""
     lifted = getattr(optimizer.update, "__self__", None)
@@ -196,6 +232,7 @@ class _Lifted(Algorithm):
         self.frozen = [False, *(group.frozen for group in self.groups)]
         self.options = [_plain(each) for each in (options, *(_merge(options, group) for group in self.groups))]
         for each in self.options:
+            check_numbers(each, rule.live)
             rule.check(each)
         self.live = [
             tuple(name for name in rule.live if name not in rule.structural or is_on(each[name]))
@@ -210,6 +247,9 @@ class _Lifted(Algorithm):
     def members(self, params: Tree) -> list[int]:
         """The group of every leaf."""
         return groups_.assign(self.groups, params, self.added)
+
+    def frozen_leaves(self, params: Tree) -> list[bool]:
+        return [self.frozen[group] for group in self.members(params)]
 
     def init(self, params: Tree) -> OptState:
         for leaf in filter(is_sparse, jax.tree.leaves(params, is_leaf=is_sparse)):
@@ -267,16 +307,16 @@ class _Lifted(Algorithm):
         self._check_state(state)
         leaves, treedef = jax.tree.flatten(params)
         slots_treedef = jax.tree.structure(params, is_leaf=groups_.is_box)
-        boxed = _flatten_like(slots_treedef, state.slots, "the optimizer state")
+        boxed = flatten_like(slots_treedef, state.slots, "the optimizer state")
         slots = [groups_.unbox(slot) for slot in boxed]
-        leaves, grad_leaves = map(_arrays, (leaves, _flatten_like(treedef, grads, "the gradients")))
+        leaves, grad_leaves = map(_arrays, (leaves, flatten_like(treedef, grads, "the gradients")))
         members = self.members(params)
         self._check_slots(params, leaves, slots, members)
-        _check_grads(params, leaves, grad_leaves, self.rule.check_grad)
+        check_grads(params, leaves, grad_leaves, self.rule.check_grad)
         new: list[jax.Array | None] = [None] * len(leaves)
         steps = list(state.steps)
         for group, live in enumerate(state.param_groups):
-            _check_float64(live, group)
+            check_float64(live, group)
             inside = [i for i, member in enumerate(members) if member == group]
             moves = np.array([grad_leaves[i] is not None for i in inside], bool)
             if self.frozen[group] or not moves.any():
@@ -307,7 +347,7 @@ class _Lifted(Algorithm):
         if twice:
             raise ValueError(f"some parameters appear in more than one parameter group: {', '.join(twice)}")
         treedef = jax.tree.structure(params, is_leaf=groups_.is_box)
-        slots, fresh = _flatten_like(treedef, state.slots, "the optimizer state"), new.init(params)
+        slots, fresh = flatten_like(treedef, state.slots, "the optimizer state"), new.init(params)
         for i in taken:
             slots[i] = treedef.flatten_up_to(fresh.slots)[i]
         steps, param_groups = (*state.steps, fresh.steps[-1]), (*state.param_groups, fresh.param_groups[-1])
@@ -330,13 +370,8 @@ class _Lifted(Algorithm):
             if self.frozen[group] or not jnp.issubdtype(key[2], jnp.inexact):
                 continue
             if key not in self.forms:
-                self.forms[key] = _form(jax.eval_shape(partial(self._init_leaf, params, index, group=group), p))
-            if _form(slot) != self.forms[key]:
-                raise ValueError(
-                    f"the state of parameter {groups_.leaf_paths(params)[index]!r} is {_form(slot)}, and should "
-                    f"be {self.forms[key]}: it was made for another optimizer, another parameter, or "
-                    "with other options (amsgrad, centered, momentum, ...)"
-                )
+                self.forms[key] = form(jax.eval_shape(partial(self._init_leaf, params, index, group=group), p))
+            check_slot(params, index, form(slot), self.forms[key])
 
     def _scalars(
         self, h: SimpleNamespace, old: dict[str, jax.Array], moves: np.ndarray
@@ -376,47 +411,6 @@ def _number(value: Any) -> Any:
     return value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
 
 
-def _form(slot: Any) -> str:
-    """A slot's arrays, in words."""
-    names = getattr(slot, "_fields", None)
-    if names is None:
-        return type(slot).__name__
-    arrays = {name: x for name, x in zip(names, slot, strict=True) if x is not None}
-    return f"{type(slot).__name__}({', '.join(f'{name}{list(jnp.shape(x))}' for name, x in arrays.items())})"
-
-
 def _arrays(leaves: list[Any]) -> list[Any]:
     """Python numbers as arrays, as they are under jit."""
     return [jnp.asarray(x) if isinstance(x, int | float | complex) else x for x in leaves]
-
-
-def _flatten_like(treedef: Any, tree: Tree, what: str) -> list[Any]:
-    try:
-        return treedef.flatten_up_to(tree)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"the tree of {what} is not that of the parameters: {error}") from None
-
-
-def _check_grads(params: Tree, leaves: list[Any], grads: list[Any], check_grad: Callable[[Any], None]) -> None:
-    for index, (p, g) in enumerate(zip(leaves, grads, strict=True)):
-        if g is None or not hasattr(p, "dtype") or g.dtype == jax.dtypes.float0:
-            continue
-        if g.shape != p.shape or g.dtype != p.dtype:
-            kind = ValueError if g.shape != p.shape else TypeError
-            raise kind(
-                f"the gradient of {groups_.leaf_paths(params)[index]!r} is {g.dtype}{list(g.shape)}, "
-                f"its parameter {p.dtype}{list(p.shape)}"
-            )
-        check_grad(g)
-
-
-def _check_float64(live: Mapping[str, Any], group: int) -> None:
-    for name, value in live.items():
-        for x in jax.tree.leaves(value):
-            if getattr(x, "dtype", None) != jnp.float64:
-                raise TypeError(
-                    f"hyper-parameter {name!r} of parameter group {group} is {getattr(x, 'dtype', type(x).__name__)}, "
-                    "not float64. Pass a state that came back from a file or from device_get through "
-                    "jaxopt_port.restore(state) first; change a value with jaxopt_port.set_hyper(state, ...); use an "
-                    "abstract state (of jax.eval_shape) under jax.enable_x64(True)."
-                )

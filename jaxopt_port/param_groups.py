@@ -123,27 +123,34 @@ def assign(groups: Sequence[ParamGroup], params: Any, added: int = 0) -> list[in
     The last `added` of the groups come before the others, the last first.
 
     Raises:
-      ValueError: a group matches no leaf at all, or a listed path does not exist.
+      ValueError: a group matches no leaf at all, or only such as are in groups before it; a listed path does not exist.
     """
     leaves = jax.tree.leaves(params)
     if not groups or not leaves:
         return [0] * len(leaves)
     paths = leaf_paths(params)
-    for group in groups:
-        _check_matches_something(group, paths, leaves)
+    matched = [[group.matches(path, leaf) for path, leaf in zip(paths, leaves, strict=True)] for group in groups]
+    for group, own in zip(groups, matched, strict=True):
+        _check_matches_something(group, paths, any(own))
     given = len(groups) - added
     order = [*reversed(range(given, len(groups))), *range(given)]
-    return [
-        next((i + 1 for i in order if groups[i].matches(path, leaf)), 0)
-        for path, leaf in zip(paths, leaves, strict=True)
-    ]
+    members = [next((i + 1 for i in order if matched[i][at]), 0) for at in range(len(leaves))]
+    for i, group in enumerate(groups[:given]):
+        taken = {members[at]: paths[at] for at, own in enumerate(matched[i]) if own}
+        if max(taken) <= i:
+            earlier, path = next(iter(taken.items()))
+            raise ValueError(
+                f"some parameters appear in more than one parameter group: {group} gets none, since {path!r} and all "
+                f"else that it matches is in groups before it, such as {groups[earlier - 1]}, and the first match wins"
+            )
+    return members
 
 
-def _check_matches_something(group: ParamGroup, paths: list[str], leaves: list[Any]) -> None:
+def _check_matches_something(group: ParamGroup, paths: list[str], any_matched: bool) -> None:
     known = f"The paths are: {', '.join(paths)}"
     if isinstance(group.which, tuple):
         missing = [path for path in group.which if path not in paths]
         if missing:
             raise ValueError(f"{group} names paths that do not exist: {', '.join(missing)}. {known}")
-    if not any(map(group.matches, paths, leaves)):
+    if not any_matched:
         raise ValueError(f"{group} matches no parameter. {known}")

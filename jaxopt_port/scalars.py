@@ -5,7 +5,7 @@ meets a tensor. So they are float64 here too, whatever the parameters' dtype and
 `float64()` is a local switch, and what is computed under it stays float64 through jit, scan, vmap and grad.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from jax.core import Tracer
 
 Scalar = float | jax.Array | np.ndarray | np.floating
+NUMBER = int | float | np.ndarray | np.generic | jax.Array
 
 
 def float64() -> AbstractContextManager[Any]:
@@ -48,9 +49,24 @@ def python_min(first: Scalar, second: Scalar) -> jax.Array:
     return jnp.where(second < first, second, first)
 
 
+def check_numbers(options: Mapping[str, Any], live: Sequence[str]) -> None:
+    """Raise for a live option that is neither a number nor some numbers. A None may stand among some."""
+    for name in live:
+        value = options[name]
+        numbers = [x for x in value if x is not None] if isinstance(value, tuple) else [value]
+        if name != "lr" and not all(isinstance(x, NUMBER) for x in numbers):  # check_one_element says more of an lr
+            raise TypeError(f"{name} must be a number, or some where the default is some, not {value!r}")
+
+
+def check_pair(name: str, value: Any) -> None:
+    """Raise for an option that has to be two numbers."""
+    if not isinstance(value, Sequence) or len(value) != 2:
+        raise ValueError(f"Invalid {name}: {value}, two numbers are needed")
+
+
 def check_one_element(lr: Scalar) -> None:
     """Raise what torch raises for a learning rate that is not one number."""
-    if not isinstance(lr, int | float | np.ndarray | np.generic | jax.Array):
+    if not isinstance(lr, NUMBER):
         raise TypeError(
             f"lr must be a number, not a {type(lr).__name__}: the parameters go to init, as in "
             "optimizer.init(params), a new learning rate to set_hyper(state, lr=...), a schedule is in lr_scheduler"
@@ -85,8 +101,7 @@ def check_should_be(what: str, value: Scalar, at_least: float) -> None:
 
 def check_betas(betas: Sequence[Scalar]) -> None:
     """Raise what torch raises for betas outside [0, 1), and at once where they are not two."""
-    if not isinstance(betas, Sequence) or len(betas) != 2:
-        raise ValueError(f"Invalid betas: {betas}, two numbers are needed")
+    check_pair("betas", betas)
     for index, beta in enumerate(betas):
         if is_known(beta) and not 0.0 <= beta < 1.0:
             raise ValueError(f"Invalid beta parameter at index {index}: {beta}")

@@ -94,6 +94,11 @@ def test_torch_refuses_most_of_these():
         (ADAM(lr=optax.constant_schedule(1.0)), TypeError, r"not a function: .*set_hyper\(state, lr="),
         (ADAM(betas=(0.9,)), ValueError, r"Invalid betas: \(0\.9,\), two numbers are needed"),
         (ADAM(betas=(0.9, 0.99, 0.999)), ValueError, "two numbers are needed"),
+        (lambda: optim.adam(weight_decay="0.1"), TypeError, "weight_decay must be a number, .* not '0.1'"),  # pyright: ignore
+        (lambda: optim.rprop(etas=0.5), ValueError, "Invalid etas: 0.5, two numbers are needed"),  # pyright: ignore
+        (lambda: optim.rprop(step_sizes=0.5), ValueError, "Invalid step_sizes: 0.5, two"),  # pyright: ignore
+        (lambda: optim.adafactor(eps=1e-3), ValueError, "Invalid eps: 0.001, two numbers"),  # pyright: ignore
+        (lambda: optim.muon(ns_coefficients=3.0), ValueError, "exactly 3 values"),  # pyright: ignore
         (ADAM(foreach=True), TypeError, "unexpected keyword argument 'foreach'"),
     ],
 )

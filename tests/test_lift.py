@@ -180,3 +180,17 @@ def test_leaks_no_tracer_and_promotes_no_dtype(name):
     with jax.checking_leaks(), jax.numpy_dtype_promotion("strict"):
         new = jax.eval_shape(optimizer.step, make_grads(name, 0), state, params)
     assert_same_types(new, (params, state))
+
+
+@pytest.mark.parametrize("name", [name for name in RULES if name not in (MATRICES, SPARSE)])
+@pytest.mark.parametrize("spec", [("rows", None), (None, "rows")])
+def test_a_mesh_of_explicit_axes(name, spec):
+    mesh = jax.make_mesh((1,), ("rows",), axis_types=(jax.sharding.AxisType.Explicit,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+    params, grads = ({"kernel": tree["kernel"]} for tree in (make_params(name), make_grads(name, 0)))
+    optimizer = make(name)
+    expected = optimizer.step(grads, optimizer.init(params), params)
+    params, grads = jax.device_put((params, grads), sharding)
+    new = optimizer.step(grads, optimizer.init(params), params)
+    assert_close(new, expected)
+    assert new[0]["kernel"].sharding == sharding

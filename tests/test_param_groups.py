@@ -63,6 +63,32 @@ def test_first_match_wins_and_group_0_may_be_empty():
     np.testing.assert_allclose(new["scale"], 0.5, 1e-6)
 
 
+def test_a_group_that_loses_all_it_matches_to_others_is_an_error():
+    blocks = {f"block_{i}": jnp.ones(1) for i in range(11)}
+    groups = [optim.ParamGroup(f"block_{i}.*") for i in (1, 10)]
+    with pytest.raises(ValueError, match=r"more than one parameter group: .*_10.* gets none, since 'block_10' .*_1\."):
+        assign(groups, blocks)
+    assert assign(groups[::-1], blocks) == [0, 2, 1, *[0] * 8]  # in the order block_0, block_1, block_10, block_2, ...
+
+
+def test_drop_frozen_leaves_the_gradients_that_torch_would_have():
+    torch = pytest.importorskip("torch")
+    parameters = {
+        name: torch.nn.Parameter(torch.ones(2), requires_grad=name != "backbone") for name in ("backbone", "head")
+    }
+    (sum(10 * p.sum() for p in parameters.values()) + parameters["head"].square().sum()).backward()
+    theirs = torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+
+    params = {name: jnp.ones(2) for name in parameters}
+    frozen = optim.sgd(param_groups=[optim.ParamGroup("backbone", frozen=True)])
+    grads = jax.grad(lambda p: 10 * (p["backbone"] + p["head"]).sum() + (p["head"] ** 2).sum())(params)
+    for optimizer in (frozen, optim.every_k(frozen, 2)):
+        clipped, norm = optim.clip_grad_norm(optim.drop_frozen(optimizer, grads, params), 1.0)
+        np.testing.assert_allclose(norm, theirs.item(), rtol=1e-6)
+        np.testing.assert_allclose(clipped["head"], parameters["head"].grad, rtol=1e-6)
+        assert clipped["backbone"] is None
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_a_group_steps_as_an_optimizer_with_its_options(name):
     params, grads = make_params(name), make_grads(name, 0)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_port.closure.base import ClosureAlgorithm
-from jaxopt_port.optimizer import Algorithm, Optimizer
+from jaxopt_port.optimizer import Algorithm, Optimizer, algorithm_of
 from jaxopt_port.rule import is_sparse
 from jaxopt_port.scalars import float64, is_known
 
@@ -76,6 +76,9 @@ class _EveryK(Algorithm):
     def __init__(self, optimizer: Optimizer, k: int, mean: bool):
         self.optimizer, self.k, self.mean = optimizer, k, mean
 
+    def frozen_leaves(self, params: Tree) -> list[bool]:
+        return algorithm_of(self.optimizer).frozen_leaves(params)
+
     def init(self, params: Tree) -> Any:
         return EveryKState(
             calls=jnp.zeros((), jnp.int32),
@@ -97,7 +100,8 @@ class _EveryK(Algorithm):
         treedef = jax.tree.structure(params)
         with float64():
             totals = jax.tree.leaves(jax.tree.map(_add, params, state.grads, grads))
-        absent = [not _is_gradient(g) for g in treedef.flatten_up_to(grads)]
+        given = zip(treedef.flatten_up_to(grads), self.frozen_leaves(params), strict=True)
+        absent = [not _is_gradient(g) and not frozen for g, frozen in given]
         has_grad = state.has_grad | ~jnp.array(absent, bool)
 
         def step() -> tuple[Tree, EveryKState]:

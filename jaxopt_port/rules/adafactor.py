@@ -12,7 +12,16 @@ from jaxopt_port.optimizer import Optimizer, lift
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule
 from jaxopt_port.rules.tensor_ops import lerp, norm, rounded
-from jaxopt_port.scalars import Scalar, check_one_element, check_should_be, float64, is_known, python_max, python_min
+from jaxopt_port.scalars import (
+    Scalar,
+    check_one_element,
+    check_pair,
+    check_should_be,
+    float64,
+    is_known,
+    python_max,
+    python_min,
+)
 
 
 class AdafactorState(NamedTuple):
@@ -24,7 +33,8 @@ class AdafactorState(NamedTuple):
 def init(p: jax.Array, o: SimpleNamespace) -> AdafactorState:
     if p.ndim < 2:
         return AdafactorState(None, None, jnp.zeros_like(p))
-    return AdafactorState(jnp.zeros_like(p[..., :1]), jnp.zeros_like(p[..., :1, :]), None)
+    row, col = (jnp.sum(p, axis, keepdims=True) for axis in (-1, -2))  # on a mesh a sum keeps the other axis' sharding
+    return AdafactorState(jnp.zeros_like(row), jnp.zeros_like(col), None)
 
 
 def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -66,6 +76,7 @@ def check(o: Mapping[str, Any]) -> None:
     check_should_be("Learning rate", o["lr"], at_least=0)
     if is_known(o["beta2_decay"]) and not o["beta2_decay"] <= 0.0:
         raise ValueError(f"beta2_decay should be <= 0 but is: {o['beta2_decay']}")
+    check_pair("eps", o["eps"])
     eps1, eps2 = o["eps"]
     if eps1 is not None:
         check_should_be("epsilon1", eps1, at_least=0)

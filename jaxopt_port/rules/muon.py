@@ -85,7 +85,7 @@ def check(o: Mapping[str, Any]) -> None:
         raise ValueError(f"Adjust learning rate function {o['adjust_lr_fn']} is not supported")
     if o["ns_steps"] >= 100:
         raise ValueError("Number of steps must be less than 100 for computational efficiency")
-    if len(o["ns_coefficients"]) != 3:
+    if not isinstance(o["ns_coefficients"], Sequence) or len(o["ns_coefficients"]) != 3:
         raise ValueError("Coefficients must be a tuple of exactly 3 values")
 
 

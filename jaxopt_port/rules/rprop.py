@@ -11,7 +11,7 @@ from jaxopt_port.optimizer import Optimizer, lift
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule
 from jaxopt_port.rules.tensor_ops import sign
-from jaxopt_port.scalars import Scalar, check_lr, is_known
+from jaxopt_port.scalars import Scalar, check_lr, check_pair, is_known
 
 
 class RpropState(NamedTuple):
@@ -49,6 +49,8 @@ def update(p: jax.Array, g: jax.Array, s: RpropState, c: SimpleNamespace) -> tup
 
 def check(o: Mapping[str, Any]) -> None:
     check_lr(o["lr"])
+    check_pair("etas", o["etas"])
+    check_pair("step_sizes", o["step_sizes"])
     etaminus, etaplus = o["etas"]
     if is_known(etaminus) and is_known(etaplus) and not 0.0 < etaminus < 1.0 < etaplus:
         raise ValueError(f"Invalid eta values: {etaminus}, {etaplus}")
