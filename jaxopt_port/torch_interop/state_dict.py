@@ -164,19 +164,18 @@ def exported_groups(optimizer: Optimizer, params: Tree) -> list[int]:
 
 def _with_states_by_id(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """The state dict with each state under the very entry of its group's `params`, which JSON makes a string."""
-    missing = ("state", "param_groups")
-    if not isinstance(state_dict, Mapping) or any(name not in state_dict for name in missing):
-        what = f"a dict of {', '.join(map(str, state_dict))}" if isinstance(state_dict, Mapping) else repr(state_dict)
+    if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
+        what = f"a dict of {list(state_dict)}" if isinstance(state_dict, Mapping) else repr(state_dict)
         raise ValueError(
             "the state dict is not an optimizer's, which has state and param_groups: pass optimizer.state_dict(), such "
             f"as checkpoint['optimizer']. This is {what}"
         )
     found, groups = state_dict["state"], state_dict["param_groups"]
     keys = {i: i if i in found else str(i) for group in groups for i in group["params"]}
-    lost = [str(key) for key in found if key not in keys.values()]
+    lost = [str(key) for key in found.keys() - set(keys.values())]
     if lost:
         raise ValueError(
-            f"the state dict has states of {', '.join(lost)}, which its groups do not have: their params are "
+            f"the state dict has states of {', '.join(sorted(lost))}, which its groups do not have: their params are "
             f"{', '.join(map(str, keys))}"
         )
     return {"state": {i: found[key] for i, key in keys.items() if key in found}, "param_groups": groups}
