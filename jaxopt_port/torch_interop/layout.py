@@ -131,7 +131,7 @@ def infer(
     kinds = _known("layouts", layouts or {}, shapes, patterns=True)
     pairing = Pairing(theirs, flax_modules(flax_shapes, attention), kinds)
     given = _known("pairs", pairs or {}, pairing.torch)
-    _known("pairs", dict.fromkeys(given.values()), pairing.flax)
+    _check_known("pairs", [name for name in given.values() if name not in pairing.flax], pairing.flax)
     for torch_name, flax_name in given.items():
         pairing.pair(torch_name, flax_name)
     pairing.by_name()
@@ -278,9 +278,13 @@ def _known(what: str, given: Dict[str, Any], known: Iterable[str], patterns: boo
         names = [full[key]] if key in full else _matching(key, full) if patterns else []
         found |= dict.fromkeys(names, value)
         unknown += [] if names else [key]
+    _check_known(what, unknown, known)
+    return found
+
+
+def _check_known(what: str, unknown: list[str], known: Iterable[str]) -> None:
     if unknown:
         raise ValueError(f"{what} names {', '.join(unknown)}, known are: {', '.join(known)}")
-    return found
 
 
 def _matching(pattern: str, full: Dict[str, str]) -> list[str]:
