@@ -16,15 +16,16 @@ def update_bn(loader: Iterable[Any], model: Any, variables: Tree = None, **kwarg
 
     .. math:: \mu = \frac{1}{n} \sum_{i=1}^n \mu_i, \quad \sigma^2 = \frac{1}{n} \sum_{i=1}^n \sigma_i^2
 
-    One pass over the loader in training mode, with each BatchNorm's momentum at :math:`1 - 1/i` in batch :math:`i`:
-    the mean over all batches, whatever its statistics were before. The variance of a batch is Flax's, not multiplied by
-    torch's :math:`m / (m - 1)` for :math:`m` numbers a channel.
+    One pass over the loader with every BatchNorm in training mode, and its momentum at :math:`1 - 1/i` in batch
+    :math:`i`: the mean over all batches, whatever its statistics were before. The variance of a batch is Flax's, not
+    multiplied by torch's :math:`m / (m - 1)` for :math:`m` numbers a channel.
 
     Args:
       loader: batches; of a tuple or list the first element goes to the model.
       model: a linen module, or an nnx module that has the averaged weights, which is left as it is.
       variables: for linen, `{"params": averaged.params, "batch_stats": batch_stats}`.
-      **kwargs: what the model's call takes in training, such as `train=True`; an nnx model is in training mode anyway.
+      **kwargs: what the model's call takes in training, such as `train=True` for its dropout. BatchNorm is in training
+        mode whatever a linen model's call says; so is an nnx model, but for layers that its call tells otherwise.
 
     Returns:
       For linen the new `batch_stats`; for nnx a copy of the model that has them.
@@ -49,10 +50,10 @@ def _update_linen(loader: Iterable[Any], model: Any, variables: Tree, kwargs: di
 
     def with_momentum(momentum: Any) -> Callable[..., Any]:
         def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-            if not isinstance(context.module, nn.BatchNorm):
+            if not isinstance(context.module, nn.BatchNorm) or context.method_name != "__call__":
                 return call(*args, **kwargs)
-            with _momentum(context.module, momentum):
-                return call(*args, **kwargs)
+            with _set(context.module, momentum=momentum, use_running_average=None):
+                return call(*args[:1], **{**kwargs, "use_running_average": False})
 
         return intercept
 
@@ -78,7 +79,7 @@ def _update_nnx(loader: Iterable[Any], model: Any, kwargs: dict[str, Any]) -> An
         layers = [layer for _, layer in nnx.iter_modules(merged) if isinstance(layer, nnx.BatchNorm)]
         with ExitStack() as stack:
             for layer in layers:
-                stack.enter_context(_momentum(layer, momentum))
+                stack.enter_context(_set(layer, momentum=momentum))
             merged(x, **kwargs)
         return nnx.state(merged, nnx.BatchStat)
 
@@ -108,11 +109,13 @@ def _names(path: Any) -> list[str]:
 
 
 @contextmanager
-def _momentum(module: Any, value: Any) -> Iterator[None]:
-    """A layer with another momentum for a while; linen's are frozen."""
-    before = module.momentum
-    object.__setattr__(module, "momentum", value)
+def _set(module: Any, **attributes: Any) -> Iterator[None]:
+    """A layer with other attributes for a while; linen's are frozen."""
+    before = {name: getattr(module, name) for name in attributes}
+    for name, value in attributes.items():
+        object.__setattr__(module, name, value)
     try:
         yield
     finally:
-        object.__setattr__(module, "momentum", before)
+        for name, value in before.items():
+            object.__setattr__(module, name, value)

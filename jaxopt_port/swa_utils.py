@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_port.batch_norm import update_bn as update_bn
+from jaxopt_port.gradients.dtypes import widened
 from jaxopt_port.lr_scheduler import swalr as swa_lr
 from jaxopt_port.lr_scheduler import swalr as swalr
 from jaxopt_port.rule import as_complex, as_real
@@ -95,7 +96,10 @@ def get_swa_multi_avg_fn() -> MultiAvgFn:
     The factor is rounded to float32, as in torch, for float64 parameters too.
 
     Returns:
-      A `multi_avg_fn` for `averaged_model`. It takes no integers, as torch's.
+      A `multi_avg_fn` for `averaged_model`.
+
+    Raises:
+      RuntimeError: at an update, integers, as in torch.
 
     Example:
       >>> get_swa_multi_avg_fn()([jnp.array([1.0])], [jnp.array([5.0])], jnp.array(3))
@@ -182,6 +186,9 @@ class AveragedModel:
         Args:
           params: the parameters.
           buffers: what else the model holds, as Flax's `batch_stats`.
+
+        Returns:
+          The first state, an `AveragedState`.
         """
         with float64():
             copied = jax.tree.map(jnp.copy, (params, buffers))
@@ -217,7 +224,7 @@ class AveragedModel:
 
 
 def averaged_model(
-    avg_fn: AvgFn | None = None, multi_avg_fn: MultiAvgFn | None = None, use_buffers: bool = False
+    *, avg_fn: AvgFn | None = None, multi_avg_fn: MultiAvgFn | None = None, use_buffers: bool = False
 ) -> AveragedModel:
     """An average of the weights along a run: torch.optim.swa_utils.AveragedModel.
 
@@ -256,13 +263,13 @@ def _each(avg_fn: AvgFn) -> MultiAvgFn:
 
 def _lerp(start: jax.Array, end: jax.Array, weight: float | jax.Array) -> jax.Array:
     """torch.lerp with a number: 16-bit arrays are computed in float32 and rounded once."""
-    dtype = jnp.promote_types(start.dtype, jnp.float32)
+    dtype = widened(start.dtype)
     return lerp(start.astype(dtype), end.astype(dtype), jnp.asarray(weight, dtype)).astype(start.dtype)
 
 
 def _times(number: float, x: jax.Array) -> jax.Array:
     """A number times an array of 16 bits is rounded once, as in torch."""
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = widened(x.dtype)
     return (jnp.asarray(number, dtype) * x.astype(dtype)).astype(x.dtype)
 
 

@@ -145,6 +145,41 @@ def test_what_torch_does_not_clip_either():
         optim.clip_grad_value([jnp.ones(1, jnp.complex64)], 1.0)
 
 
+@pytest.mark.parametrize("mix", ["half", "complex"])
+def test_strict_promotion(mix):
+    grads = make(mix)
+    expected = optim.clip_grad_norm(grads, 0.7)
+    with jax.numpy_dtype_promotion("strict"):
+        assert_same_bits(optim.clip_grad_norm(grads, 0.7), expected)
+        assert mix == "complex" or optim.clip_grad_value(grads, 0.1)
+
+
+def test_norms_as_numbers_and_what_is_none():
+    grads = [np.array([3.0, 4.0], np.float32)]
+    _, expected = theirs(torch.nn.utils.clip_grads_with_norm_, grads, 1.0, torch.tensor(5.0))
+    for norm in (5.0, 5, np.float32(5), jnp.float32(5)):
+        assert_same_bits(optim.clip_grads_with_norm(list(map(jnp.asarray, grads)), 1.0, norm), expected)
+    for wrong in (None, "1", (1.0, 2.0), np.ones(2)):
+        for name, clip in {
+            "max_norm": lambda wrong: optim.clip_grad_norm(grads, wrong),
+            "total_norm": lambda wrong: optim.clip_grads_with_norm(grads, 1.0, wrong),
+            "clip_value": lambda wrong: optim.clip_grad_value(grads, wrong),
+        }.items():
+            with pytest.raises(TypeError, match=f"{name} must be a number, not "):
+                clip(wrong)
+
+
+def test_frozen_parameters_have_no_gradient_in_torch():
+    frozen, trained = (np.full(4, x, np.float32) for x in (np.inf, 3.0))
+    total, _ = theirs(torch.nn.utils.clip_grad_norm_, [None, trained], 1.0)
+    optimizer = optim.sgd(param_groups=[optim.ParamGroup("frozen", frozen=True)])
+    grads = {"frozen": frozen, "trained": trained}
+    grads = optim.drop_frozen(optimizer, grads, grads)
+    assert_same_bits(optim.clip_grad_norm(grads, 1.0)[1], to_numpy(total))
+    scaler = optim.GradScaler()
+    assert not scaler.unscale(scaler.init(), grads)[1]
+
+
 def test_in_jit_with_a_traced_maximum_and_integers_beside():
     grads = {"w": jnp.array([3.0, 4.0]), "n": np.zeros(2, jax.dtypes.float0), "none": None}
     clipped, norm = jax.jit(lambda w, c: optim.clip_grad_norm({**grads, "w": w}, c)[0]["w"])(grads["w"], 0.5), 5.0

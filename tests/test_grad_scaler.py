@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import optax
 import pytest
 
 import jaxopt_port as optim
@@ -45,7 +46,7 @@ def test_a_run_is_torchs(enabled):
     @CountTraces
     def step(params, state, scaling, g):
         grads = {"w": g * scaler.scale(scaling, jnp.ones(()))}
-        params, state, found_inf = scaler.step(optimizer, scaling, grads, state, params)
+        params, state, found_inf = scaler.step(optimizer, scaling, grads, state, params, None)
         return params, state, scaler.update(scaling, found_inf)
 
     carry = params, optimizer.init(params), scaler.init()
@@ -71,7 +72,7 @@ def test_in_scan():
     def body(carry, g):
         params, state, scaling = carry
         grads = {"w": g * scaling.scale}
-        params, state, found_inf = scaler.step(optimizer, scaling, grads, state, params)
+        params, state, found_inf = scaler.step(optimizer, scaling, grads, state, params, None)
         return (params, state, scaler.update(scaling, found_inf)), scaling.scale
 
     start = params, optimizer.init(params), scaler.init()
@@ -146,7 +147,7 @@ def test_clipping_between_unscale_and_step():
     theirs.step(sgd)
     np.testing.assert_array_equal(new["w"], to_numpy(p))
     assert again is found_inf
-    _, state, found_inf = scaler.step(optimizer, scaling, {"w": jnp.array([jnp.nan, 0.0])}, state, params)
+    _, state, found_inf = scaler.step(optimizer, scaling, {"w": jnp.array([jnp.nan, 0.0])}, state, params, None)
     assert found_inf
 
 
@@ -155,11 +156,11 @@ def test_a_none_gradient_and_a_skipped_step():
     params, optimizer, scaler = make_params("adam"), optim.adam(), optim.GradScaler()
     state, scaling = optimizer.init(params), scaler.init()
     grads = {"bias": None, "kernel": jnp.full((4, 3), jnp.inf)}
-    new, skipped, _ = jax.jit(scaler.step, static_argnums=0)(optimizer, scaling, grads, state, params)
+    new, skipped, _ = jax.jit(scaler.step, static_argnums=0)(optimizer, scaling, grads, state, params, None)
     assert_same_bits(new, params)
     assert_same_bits(skipped.slots, state.slots)
     assert skipped.steps[0]["step"].tolist() == [0, 0]
-    _, stepped, _ = scaler.step(optimizer, scaling, {**grads, "kernel": jnp.ones((4, 3))}, skipped, new)
+    _, stepped, _ = scaler.step(optimizer, scaling, {**grads, "kernel": jnp.ones((4, 3))}, skipped, new, None)
     assert stepped.steps[0]["step"].tolist() == [0, 1]
 
 
@@ -173,3 +174,31 @@ def test_errors_are_torchs():
     scaler = optim.GradScaler()
     with pytest.raises(ValueError, match="Attempting to unscale FP16 gradients"):
         scaler.unscale(scaler.init(), {"w": jnp.ones(2, jnp.float16)})
+    for device in ("cuda", torch.device("cpu")):
+        with pytest.raises(TypeError, match=r"init_scale must be a number, not .*GradScaler takes no device"):
+            optim.GradScaler(device)  # type: ignore[arg-type]
+
+
+def test_step_cannot_unscale_twice():
+    """Without `found_inf` step could not tell unscaled gradients from those of the scaled loss."""
+    scaler, optimizer, params = optim.GradScaler(), optim.sgd(lr=1.0), {"w": jnp.zeros(2)}
+    state, scaling, scaled = optimizer.init(params), scaler.init(), {"w": jnp.full(2, 65536.0)}
+    grads, found_inf = scaler.unscale(scaling, scaled)
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'found_inf'"):
+        scaler.step(optimizer, scaling, grads, state, params)  # type: ignore[call-arg]
+    expected = scaler.step(optimizer, scaling, scaled, state, params, None)
+    assert_same_bits(scaler.step(optimizer, scaling, grads, state, params, found_inf), expected)
+    assert expected[0]["w"].tolist() == [-1.0, -1.0]
+    with pytest.raises(TypeError, match=r"needs an optimizer of jaxopt_port, not a GradientTransformation.*unscale"):
+        scaler.step(optax.chain(optimizer), scaling, grads, state, params, found_inf)  # type: ignore[arg-type]
+
+
+def test_strict_promotion():
+    scaler, optimizer = optim.GradScaler(), optim.sgd()
+    params = {"w": jnp.ones(2), "half": jnp.ones(2, jnp.bfloat16)}
+    state, scaling = optimizer.init(params), scaler.init()
+    expected = scaler.step(optimizer, scaling, scaler.scale(scaling, params), state, params, None)
+    with jax.numpy_dtype_promotion("strict"):
+        actual = scaler.step(optimizer, scaling, scaler.scale(scaling, params), state, params, None)
+        assert_same_bits(scaler.update(scaling, actual[2]), scaler.update(scaling, expected[2]))
+    assert_same_bits(actual, expected)

@@ -134,7 +134,7 @@ def sharded_run():
 
     def train(params):
         step = CountTraces(optimizer.step)
-        sched, state = scheduler.init(optim.set_hyper(optimizer.init(params), lr=0.2))
+        sched, state = scheduler.init(optim.set_hyper(optimizer.init(params), eps=1e-6))
         sched, state = scheduler.step(sched, state)
         for weight_decay in (0.0, 0.1, 0.2):
             params, state = step(params, state, params)

@@ -121,6 +121,8 @@ def test_functions_of_ones_own():
         torch.optim.swa_utils.AveragedModel(torch.nn.Linear(1, 1), **both)
     with pytest.raises(ValueError, match=str(expected.value)):
         swa_utils.averaged_model(**both)
+    with pytest.raises(TypeError, match="positional"):
+        swa_utils.averaged_model("cpu")  # type: ignore[call-arg]
     for name in ("get_ema_avg_fn", "get_ema_multi_avg_fn"):
         for decay in (-0.1, 1.1):
             with pytest.raises(ValueError, match="Invalid decay value") as expected:
@@ -128,6 +130,12 @@ def test_functions_of_ones_own():
             with pytest.raises(ValueError, match="Invalid decay value") as actual:
                 getattr(swa_utils, name)(decay)
             assert str(actual.value) == str(expected.value)
+
+
+@pytest.mark.parametrize("average", [average for average in AVERAGES if average != "swa_multi"])
+def test_strict_promotion(average):
+    with jax.numpy_dtype_promotion("strict"):
+        list(differences(average, "bfloat16", use_buffers=True))
 
 
 def test_states_survive_donation_scan_and_another_tree():
@@ -182,10 +190,10 @@ def test_torchs_recipe():
 
 class Linen(nn.Module):
     @nn.compact
-    def __call__(self, x, train: bool):
+    def __call__(self, x, train: bool = False):
         x = nn.Dense(4)(x)
         x = nn.BatchNorm(use_running_average=not train, momentum=0.9, name="first")(x) * 3 + 1
-        return nn.BatchNorm(use_running_average=not train, name="second")(jnp.tanh(x))
+        return nn.BatchNorm(name="second")(jnp.tanh(x), not train)
 
 
 class NNX(nnx.Module):
@@ -221,12 +229,14 @@ def assert_torchs_statistics(stats, kernel):
         np.testing.assert_allclose(stats[name]["var"], theirs.running_var * (SIZE - 1) / SIZE, 1e-4)
 
 
-@pytest.mark.parametrize("loader", [BATCHES, [(x, 0) for x in BATCHES]])
-def test_update_bn_of_linen(loader):
+@pytest.mark.parametrize(
+    ("loader", "options"), [(BATCHES, {"train": True}), (BATCHES, {}), ([(x, 0) for x in BATCHES], {"train": False})]
+)
+def test_update_bn_of_linen(loader, options):
     model = Linen()
     variables = model.init(jax.random.key(0), BATCHES[0], train=True)
     spoiled = jax.tree.map(lambda x: x * jnp.nan, variables["batch_stats"])  # they are reset
-    stats = swa_utils.update_bn(loader, model, {**variables, "batch_stats": spoiled}, train=True)
+    stats = swa_utils.update_bn(loader, model, {**variables, "batch_stats": spoiled}, **options)
     assert_same_types(stats, variables["batch_stats"])
     assert_torchs_statistics(stats, variables["params"]["Dense_0"]["kernel"])
     _, ordinary = model.apply(variables, BATCHES[0], train=True, mutable=["batch_stats"])

@@ -5,7 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxopt_port.gradients.dtypes import is_inexact, promoted, widened
 from jaxopt_port.rule import is_sparse
 from jaxopt_port.scalars import Scalar, float64, is_known
 
@@ -18,7 +20,7 @@ def get_total_norm(grads: Tree, norm_type: float = 2.0, error_if_nonfinite: bool
     .. math:: \| (\|g_1\|_p, \dots, \|g_n\|_p) \|_p
 
     As in torch it is the norm of the gradients' norms. For :math:`p = 0` that is the number of gradients that are not
-    all zero.
+    all zero. Gradients of frozen parameters count; `drop_frozen` makes them None.
 
     Args:
       grads: a tree of gradients; None counts for nothing.
@@ -44,7 +46,8 @@ def get_total_norm(grads: Tree, norm_type: float = 2.0, error_if_nonfinite: bool
         norms = [_norm(g, norm_type) for g in _gradients(grads)]
         if not norms:
             return jnp.zeros((), jnp.float32)
-        total = _norm(jnp.stack(norms), norm_type)
+        dtype = promoted(norm.dtype for norm in norms)
+        total = _norm(jnp.stack([norm.astype(dtype) for norm in norms]), norm_type)
         if error_if_nonfinite:
             _check_finite(total, norm_type)
         return total
@@ -59,6 +62,9 @@ def clip_grad_norm(
 
     The gradients are multiplied where the factor is 1, too. A norm that is not finite makes zeros and NaNs of them.
 
+    Frozen parameters have no gradient in torch and count for nothing; `jax.grad` gives them one, which counts: make it
+    None first, with `drop_frozen(optimizer, grads, params)`.
+
     Args:
       grads: a tree of gradients; None stays None.
       max_norm: :math:`c`, the largest norm.
@@ -70,7 +76,7 @@ def clip_grad_norm(
 
     Raises:
       RuntimeError: a norm that is not finite, in torch's words; an empty gradient, for a norm that has no value there.
-      TypeError: `error_if_nonfinite` under jit.
+      TypeError: `error_if_nonfinite` under jit; a `max_norm` that is not a number.
       NotImplementedError: a sparse gradient, as in torch.
 
     Example:
@@ -80,11 +86,12 @@ def clip_grad_norm(
 
     Source: torch/nn/utils/clip_grad.py; Pascanu et al., On the difficulty of training recurrent neural networks, 2013.
     """
+    _check_number("max_norm", max_norm)
     total = get_total_norm(grads, norm_type, error_if_nonfinite)
     return clip_grads_with_norm(grads, max_norm, total), total
 
 
-def clip_grads_with_norm(grads: Tree, max_norm: Scalar, total_norm: jax.Array) -> Tree:
+def clip_grads_with_norm(grads: Tree, max_norm: Scalar, total_norm: Scalar) -> Tree:
     """Scales gradients down by a norm that is known: torch.nn.utils.clip_grads_with_norm_.
 
     Args:
@@ -95,13 +102,19 @@ def clip_grads_with_norm(grads: Tree, max_norm: Scalar, total_norm: jax.Array) -
     Returns:
       The gradients, scaled as `clip_grad_norm` does.
 
+    Raises:
+      TypeError: a norm that is not a number.
+
     Example:
       >>> clip_grads_with_norm({"w": jnp.array([4.0])}, max_norm=1.0, total_norm=jnp.array(2.0))["w"].round(4)
       Array([2.], dtype=float32)
 
     Source: torch/nn/utils/clip_grad.py.
     """
+    _check_number("max_norm", max_norm)
+    _check_number("total_norm", total_norm)
     with float64():
+        total_norm = jnp.asarray(total_norm, getattr(total_norm, "dtype", jnp.float32))
         # In torch a number over a tensor is the tensor's reciprocal times the number.
         coefficient = _times(1 / _plus(total_norm, 1e-6), max_norm)
         coefficient = jnp.minimum(coefficient, jnp.ones_like(total_norm))
@@ -121,6 +134,7 @@ def clip_grad_value(grads: Tree, clip_value: Scalar) -> Tree:
       The tree of clipped gradients. NaN stays NaN.
 
     Raises:
+      TypeError: a `clip_value` that is not a number.
       NotImplementedError: a sparse or complex gradient, as in torch.
 
     Example:
@@ -129,6 +143,7 @@ def clip_grad_value(grads: Tree, clip_value: Scalar) -> Tree:
 
     Source: torch/nn/utils/clip_grad.py.
     """
+    _check_number("clip_value", clip_value)
     if any(jnp.iscomplexobj(g) for g in _gradients(grads)):
         raise NotImplementedError("clamp is not supported for complex types: use clip_grad_norm")
     with float64():
@@ -141,25 +156,26 @@ def _gradients(grads: Tree) -> list[jax.Array]:
     leaves = jax.tree.leaves(grads, is_leaf=is_sparse)
     if any(map(is_sparse, leaves)):
         raise NotImplementedError("sparse gradients cannot be clipped, in torch neither: use g.todense()")
-    return [jnp.asarray(g) for g in leaves if _is_inexact(g)]
+    return [jnp.asarray(g) for g in leaves if is_inexact(g)]
 
 
 def _map(function: Any, grads: Tree) -> Tree:
-    return jax.tree.map(lambda g: function(jnp.asarray(g)) if _is_inexact(g) else g, grads)
+    return jax.tree.map(lambda g: function(jnp.asarray(g)) if is_inexact(g) else g, grads)
 
 
-def _is_inexact(g: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(g), jnp.inexact)
+def _check_number(name: str, value: Any) -> None:
+    if not isinstance(value, int | float | np.ndarray | np.generic | jax.Array) or np.size(value) != 1:
+        raise TypeError(f"{name} must be a number, not {value!r}")
 
 
 def _plus(x: jax.Array, number: float) -> jax.Array:
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = widened(x.dtype)
     return (x.astype(wide) + jnp.asarray(number, wide)).astype(x.dtype)
 
 
 def _times(x: jax.Array, number: Scalar) -> jax.Array:
     """`x * number`. torch does not round a number that meets an array of 16 bits to 16 bits first."""
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = widened(x.dtype)
     return (x.astype(wide) * jnp.asarray(number, wide)).astype(x.dtype)
 
 
@@ -171,7 +187,7 @@ def _norm(x: jax.Array, p: float) -> jax.Array:
             "an identity: leave the empty gradient out"
         )
     dtype = jnp.finfo(x.dtype).dtype
-    size = jnp.abs(x).astype(jnp.promote_types(dtype, jnp.float32))
+    size = jnp.abs(x).astype(widened(dtype))
     if p == math.inf:
         total = jnp.max(size)
     elif p == -math.inf:

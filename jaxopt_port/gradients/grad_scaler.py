@@ -1,11 +1,13 @@
 """Loss scaling for training in float16: torch.amp.GradScaler as pure functions."""
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxopt_port.gradients.dtypes import is_inexact, widened
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.scalars import Scalar, float64
 
@@ -32,7 +34,8 @@ class GradScaler:
     `growth_interval` steps in a row that are not, it is multiplied by `growth_factor`, unless that is infinite.
 
     All methods are pure and can be jitted. The parameters and gradients are those that the optimizer sees, float32 as
-    a rule; only the loss is computed in float16.
+    a rule; only the loss is computed in float16. Frozen parameters have no gradient in torch; here theirs count, and
+    one that is infinite leaves out the step, unless `drop_frozen` makes them None first.
 
     Args:
       init_scale: the first scale.
@@ -42,6 +45,7 @@ class GradScaler:
       enabled: with False every method lets everything through, and `step` always steps.
 
     Raises:
+      TypeError: torch's `device`, which there is no use for here.
       ValueError: a factor out of range, in torch's words.
 
     Example:
@@ -50,7 +54,9 @@ class GradScaler:
       >>> state, scaling = optimizer.init(params), scaler.init()
       >>> loss_fn = lambda params: (params["w"] ** 2).sum()
       >>> grads = jax.grad(lambda params: scaler.scale(scaling, loss_fn(params)))(params)  # scale(loss).backward()
-      >>> params, state, found_inf = scaler.step(optimizer, scaling, grads, state, params)  # scaler.step(optimizer)
+      >>> grads, found_inf = scaler.unscale(scaling, grads)                                 # scaler.unscale_(optimizer)
+      >>> grads, norm = optim.clip_grad_norm(grads, 10.0)
+      >>> params, state, found_inf = scaler.step(optimizer, scaling, grads, state, params, found_inf)
       >>> scaling = scaler.update(scaling, found_inf)                                       # scaler.update()
       >>> params["w"], bool(found_inf)
       (Array([0.5, 0.5], dtype=float32), False)
@@ -65,6 +71,10 @@ class GradScaler:
     enabled: bool = True
 
     def __post_init__(self) -> None:
+        if not isinstance(self.init_scale, Real):
+            raise TypeError(
+                f"init_scale must be a number, not {self.init_scale!r}: GradScaler takes no device, arrays know theirs"
+            )
         if self.enabled and self.growth_factor <= 1.0:
             raise ValueError(f"The growth factor must be > 1.0, not {self.growth_factor}.")
         if self.enabled and self.backoff_factor >= 1.0:
@@ -80,12 +90,15 @@ class GradScaler:
         Args:
           state: what `init` or the last `update` returned.
           outputs: the loss; a 0-d one of 16 bits becomes float32, in which the scale is.
+
+        Returns:
+          The same tree, scaled.
         """
         if not self.enabled:
             return outputs
 
         def scaled(x: jax.Array) -> jax.Array:
-            wide = jnp.promote_types(x.dtype, jnp.float32)
+            wide = widened(x.dtype)
             product = x.astype(wide) * state.scale.astype(wide)
             return product.astype(x.dtype) if x.ndim else product
 
@@ -107,7 +120,7 @@ class GradScaler:
         """
         if not self.enabled:
             return grads, jnp.zeros((), bool)
-        leaves = [g for g in jax.tree.leaves(grads) if _is_inexact(g)]
+        leaves = [g for g in jax.tree.leaves(grads) if is_inexact(g)]
         if any(g.dtype == jnp.float16 for g in leaves):
             raise ValueError("Attempting to unscale FP16 gradients. Keep the parameters in float32, cast in the loss.")
         with float64():
@@ -115,10 +128,10 @@ class GradScaler:
             found_inf = jnp.any(jnp.array([False, *(~jnp.isfinite(g).all() for g in leaves)]))
 
             def unscaled(g: jax.Array) -> jax.Array:
-                wide = jnp.promote_types(g.dtype, jnp.float32)
+                wide = widened(g.dtype)
                 return (g.astype(wide) * inverse.astype(wide)).astype(g.dtype)
 
-            return jax.tree.map(lambda g: unscaled(g) if _is_inexact(g) else g, grads), found_inf
+            return jax.tree.map(lambda g: unscaled(g) if is_inexact(g) else g, grads), found_inf
 
     def step(
         self,
@@ -127,21 +140,31 @@ class GradScaler:
         grads: Tree,
         opt_state: Any,
         params: Tree,
-        found_inf: jax.Array | None = None,
+        found_inf: jax.Array | None,
     ) -> tuple[Tree, Any, jax.Array]:
         """`scaler.step(optimizer)`: steps where all gradients are finite; else parameters and state stay as they are.
 
         Args:
           optimizer: an `Optimizer`.
           state: what `init` or the last `update` returned.
-          grads: the gradients of the scaled loss.
+          grads: the gradients, unscaled, or those of the scaled loss.
           opt_state: the optimizer's state.
           params: the parameters.
-          found_inf: what `unscale` returned, where the gradients are unscaled already.
+          found_inf: what `unscale` returned with these gradients, or None for those of the scaled loss, which are
+            unscaled first. Arrays do not show which they are, so it has no default: unscaled twice, they would vanish.
 
         Returns:
           `(params, opt_state, found_inf)`; `found_inf` is what `update` needs.
+
+        Raises:
+          TypeError: an optimizer of another library, or a chain with one of this library inside.
+          ValueError: float16 gradients, in torch's words.
         """
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(
+                f"GradScaler.step needs an optimizer of jaxopt_port, not a {type(optimizer).__name__}: with optax's "
+                "call unscale, the update of optax.apply_if_finite(optimizer, ...), and GradScaler.update"
+            )
         if found_inf is None:
             grads, found_inf = self.unscale(state, grads)
         new = optimizer.step(grads, opt_state, params)
@@ -158,6 +181,9 @@ class GradScaler:
           state: what `init` or the last `update` returned.
           found_inf: what `step` returned, or of several optimizers whether one of them found any.
           new_scale: the scale to take instead.
+
+        Returns:
+          The new state.
         """
         if not self.enabled:
             return state
@@ -170,7 +196,3 @@ class GradScaler:
             grown = jnp.where(grows & jnp.isfinite(larger), larger, state.scale)
             tracker = jnp.where(found_inf | grows, jnp.zeros_like(steps), steps)
             return GradScalerState(jnp.where(found_inf, smaller, grown), tracker)
-
-
-def _is_inexact(g: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(g), jnp.inexact)

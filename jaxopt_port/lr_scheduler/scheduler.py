@@ -339,13 +339,13 @@ def _array(x: Number, like: Any) -> Any:
 def _check(**states: Any) -> None:
     for owner, state in states.items():
         for path, x in jax.tree_util.tree_flatten_with_path(state)[0]:
+            lost = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype != jnp.float64
+            if not lost and x.size == 1:
+                continue
             what = f"{jax.tree_util.keystr(path)} of the {owner}'s state is {x.dtype}{list(x.shape)}"
-            if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype != jnp.float64:
+            if lost:
                 raise TypeError(
                     f"{what}, not float64. Bring a state back from a file or from device_get as "
                     "jaxopt_port.restore's docstring has it."
                 )
-            if x.size != 1:
-                raise ValueError(
-                    f"{what}, not one number. For states that vmap made, call the scheduler inside jax.vmap"
-                )
+            raise ValueError(f"{what}, not one number. For states that vmap made, call the scheduler inside jax.vmap")

@@ -45,7 +45,7 @@ def scaling() -> Pairs:
     @jax.jit
     def step(params: Any, state: Any, scaling: Any, g: Any) -> Any:
         grads = {"w": g * scaler.scale(scaling, jnp.ones(()))}
-        params, state, found_inf = scaler.step(optimizer, scaling, grads, state, params)
+        params, state, found_inf = scaler.step(optimizer, scaling, grads, state, params, None)
         return params, state, scaler.update(scaling, found_inf)
 
     carry = params, optimizer.init(params), scaler.init()

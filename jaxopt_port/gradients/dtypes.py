@@ -1,0 +1,27 @@
+"""The dtypes that averages, clipping and scaling compute in. Spelled out, so that JAX's strict promotion takes them."""
+
+from collections.abc import Iterable
+from functools import reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def is_inexact(g: Any) -> bool:
+    """Whether it is an array of floats or complex numbers, and not the float0 that stands for an integer's gradient."""
+    return jnp.issubdtype(jnp.result_type(g), jnp.inexact)
+
+
+def widened(dtype: Any) -> np.dtype:
+    """float32 for 16-bit floats and for integers, else the dtype itself: in what torch meets a number with an array."""
+    return (
+        np.dtype(dtype) if jnp.issubdtype(dtype, jnp.inexact) and np.dtype(dtype).itemsize > 2 else np.dtype("float32")
+    )
+
+
+def promoted(dtypes: Iterable[Any]) -> np.dtype:
+    """The dtype that torch gives to arrays of these together."""
+    with jax.numpy_dtype_promotion("standard"):
+        return reduce(jnp.promote_types, dtypes)
