@@ -11,6 +11,8 @@ from jaxopt_port.scalars import python_max, python_min
 
 Pair = tuple[jax.Array, jax.Array]
 
+MAX_SEARCH = 25  # torch's limit for a line search that is given none
+
 
 class Found(NamedTuple):
     """What a line search found.
@@ -98,6 +100,19 @@ def strong_wolfe(
       c2: curvature; static.
       slack: by how much the loss may rise and still count as decreasing, for a loss that is only known to rounding;
         None for none.
+
+    Returns:
+      A `Found`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> f = lambda x: jnp.sum(x * x)
+      >>> x, d = jnp.array([4.0]), jnp.array([-1.0])
+      >>> value_and_grad = jax.value_and_grad(f)
+      >>> (loss, grad), along = value_and_grad(x), lambda t: value_and_grad(x + t * d)
+      >>> found = strong_wolfe(along, jnp.float32(1), d, loss, grad, grad @ d, jnp.float32(1e-9), jnp.int32(25), c2=0.1)
+      >>> float(found.t), int(found.evals), bool(found.satisfied)
+      (4.0, 2, True)
 
     Source: torch/optim/lbfgs.py; Nocedal and Wright, Numerical Optimization, 2006, section 3.5.
     """
@@ -219,6 +234,17 @@ def cubic_interpolate(
       first: `(x, f, g)` of one point: position, value, slope.
       second: of the other.
       bounds: of the result, by default the two points.
+
+    Returns:
+      The position of the minimum.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> parabola = lambda x: (jnp.float32(x), jnp.float32((x - 1) ** 2), jnp.float32(2 * (x - 1)))
+      >>> float(cubic_interpolate(parabola(0.0), parabola(3.0)))
+      1.0
+
+    Source: torch/optim/lbfgs.py; Nocedal and Wright, Numerical Optimization, 2006, equation (3.59).
     """
     (x1, f1, g1), (x2, f2, g2) = first, second
     ordered = x1 <= x2
