@@ -1,17 +1,27 @@
 """What L-BFGS and nonlinear conjugate gradients share: the state, the three ways to call them, the limits of a run."""
 
 import inspect
-import re
 from collections.abc import Callable, Mapping
 from functools import partial
+from numbers import Integral
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
-from jaxopt_port.closure.flat import Evaluate, Leaves, Tree, evaluation, flat_dtype, flat_size, flatten, leaves_of
+from jaxopt_port.closure.flat import (
+    Evaluate,
+    Leaves,
+    Tree,
+    flat_dtype,
+    flat_size,
+    flatten,
+    gradient,
+    leaves_of,
+    wide_enough,
+)
+from jaxopt_port.closure.program import Program, trace
 from jaxopt_port.optimizer import Algorithm, OptState
 from jaxopt_port.scalars import to_float64
 
@@ -97,12 +107,13 @@ class ClosureAlgorithm(Algorithm):
         return hash((type(self), *self.static.items()))
 
     def init(self, params: Tree) -> OptState:
-        leaves = leaves_of(params)
-        return OptState(
-            steps=({"func_evals": jnp.zeros((), jnp.int32), "n_iter": jnp.zeros((), jnp.int32)},),
-            slots=self.first_slots(flat_size(leaves), flat_dtype(leaves)),
-            param_groups=({name: to_float64(value) for name, value in self.live.items()},),
-        )
+        with wide_enough(params):
+            leaves = leaves_of(params)
+            return OptState(
+                steps=({"func_evals": jnp.zeros((), jnp.int32), "n_iter": jnp.zeros((), jnp.int32)},),
+                slots=self.first_slots(flat_size(leaves), flat_dtype(leaves)),
+                param_groups=({name: to_float64(value) for name, value in self.live.items()},),
+            )
 
     def step(self, grads: Tree, state: OptState, params: Tree) -> tuple[Tree, OptState]:
         raise TypeError(
@@ -114,8 +125,9 @@ class ClosureAlgorithm(Algorithm):
         self, closure: Callable[..., Any], state: OptState, params: Tree, *args: Any, has_aux: bool = False
     ) -> tuple[Any, Tree, OptState]:
         self.check_state(state)
-        traced = Traced(closure, params, *args)
-        return _step_closure(self, traced, has_aux, traced.captured, state, params, args)
+        with wide_enough(params):
+            program, operands = trace(closure, params, args, has_aux)
+            return _step_closure(self, program, has_aux, operands, state, params)
 
     def update(self, updates: Tree, state: Any, params: Tree | None = None, **extra_args: Any) -> tuple[Tree, Any]:
         """optax's view of the same, as `optax.lbfgs` has it.
@@ -136,11 +148,17 @@ class ClosureAlgorithm(Algorithm):
         self.check_state(state)
         known = inspect.signature(value_fn).parameters
         value_fn = partial(value_fn, **{name: x for name, x in extra_args.items() if name in known})
-        leaves, treedef = leaves_of(params), jax.tree.structure(params)
-        flat = flatten(treedef.flatten_up_to(updates if grad is None else grad), leaves)
-        evaluate = evaluation(value_fn, treedef, (), has_aux=False)
-        new, state = self._from(evaluate, value, flat, state, leaves)
-        return treedef.unflatten(n - o for n, o in zip(new, leaves, strict=True)), state
+        with wide_enough(params):
+            leaves, treedef = leaves_of(params), jax.tree.structure(params)
+            of_leaves = gradient(value_fn, treedef, (), has_aux=False)
+
+            def evaluate(leaves: Leaves) -> tuple[jax.Array, jax.Array]:
+                loss, grads = of_leaves(leaves)
+                return loss, flatten(grads, leaves)
+
+            flat = flatten(treedef.flatten_up_to(updates if grad is None else grad), leaves)
+            new, state = self._from(evaluate, value, flat, state, leaves)
+            return treedef.unflatten(n - o for n, o in zip(new, leaves, strict=True)), state
 
     def check_state(self, state: Any) -> None:
         """Raise where the state is not of this kind of optimizer."""
@@ -185,52 +203,26 @@ class ClosureAlgorithm(Algorithm):
         return OptState((steps,), end.slots, state.param_groups)
 
 
-class Traced:
-    """A closure as a static argument of jit, without the arrays that it captures: those are handed over beside it.
+def check_count(name: str, value: Any, at_least: int) -> None:
+    """Raise where a number of iterations, evaluations or vectors is none.
 
-    A torch closure reads its batch from a variable around it. jit would keep the first one it sees; so the closure is
-    traced at every call, and compiled again only where that gives another program.
+    Raises:
+      ValueError: `{name} should be an integer >= {at_least} but is: {value}`.
     """
-
-    def __init__(self, closure: Callable[..., Any], *args: Any):
-        fresh = lambda *args: closure(*args)  # noqa: E731  make_jaxpr, too, keeps what it has seen of a function
-        closed, shapes = jax.make_jaxpr(fresh, return_shape=True)(*args)
-        self.jaxpr, self.captured, self.out = closed.jaxpr, closed.consts, jax.tree.structure(shapes)
-        written = re.sub("0x[0-9a-f]+", "", str(closed.jaxpr))  # addresses of functions with derivatives of their own
-        self.key = (getattr(closure, "__code__", type(closure)), written, self.out)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Traced) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-    def closure(self, captured: list[Any]) -> Callable[..., Any]:
-        """The closure with these arrays in place of what it captured."""
-
-        def call(*args: Any) -> Any:
-            program = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, captured))
-            return self.out.unflatten(program(*jax.tree.leaves(args)))
-
-        return call
+    if not isinstance(value, Integral) or value < at_least:
+        raise ValueError(f"{name} should be an integer >= {at_least} but is: {value!r}")
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _step_closure(
-    algorithm: ClosureAlgorithm,
-    traced: Traced,
-    has_aux: bool,
-    captured: list[Any],
-    state: OptState,
-    params: Tree,
-    args: tuple[Any, ...],
+    algorithm: ClosureAlgorithm, program: Program, has_aux: bool, operands: list[Any], state: OptState, params: Tree
 ) -> tuple[Any, Tree, OptState]:
-    closure = traced.closure(captured)
     leaves, treedef = leaves_of(params), jax.tree.structure(params)
-    returned, grad = evaluation(closure, treedef, args, has_aux)(leaves)
+    evaluate = program.evaluation(operands)
+    returned, grad = evaluate(leaves)
 
     def loss_alone(x: Leaves) -> tuple[jax.Array, jax.Array]:
-        returned, grad = evaluation(closure, treedef, args, has_aux)(x)
+        returned, grad = evaluate(x)
         return (returned[0] if has_aux else returned), grad
 
     loss = returned[0] if has_aux else returned

@@ -1,12 +1,15 @@
 """Parameters as one real vector, as torch's L-BFGS has them: leaf after leaf, complex numbers as pairs."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from jaxopt_port.param_groups import leaf_paths
+from jaxopt_port.scalars import float64
 
 Tree = Any
 Leaves = list[jax.Array]
@@ -30,22 +33,30 @@ def leaves_of(params: Tree) -> Leaves:
     return leaves
 
 
+def wide_enough(params: Tree) -> AbstractContextManager[Any]:
+    """The context in which float64 parameters stay float64, with `jax_enable_x64` off, too."""
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array)]
+    return float64() if any(dtype in (jnp.float64, jnp.complex128) for dtype in dtypes) else nullcontext()
+
+
 def flat_dtype(leaves: Leaves) -> Any:
     """The dtype of the vector: what the leaves promote to, as real numbers; float32 for 16-bit leaves."""
     return jnp.result_type(jnp.float32, *(jnp.finfo(leaf.dtype).dtype for leaf in leaves))
 
 
 def flat_size(leaves: Leaves) -> int:
+    """The length of the vector: a complex number counts as two."""
     return sum(leaf.size * (2 if jnp.iscomplexobj(leaf) else 1) for leaf in leaves)
 
 
 def flatten(grads: Sequence[jax.Array | None], leaves: Leaves) -> jax.Array:
-    """The gradient of every leaf as one vector, zeros for None."""
+    """The gradient of every leaf as one vector, zeros for None. Explicit mesh axes do not divide it."""
     dtype = flat_dtype(leaves)
-    parts = [
-        _view_as_real(jnp.zeros_like(leaf) if grad is None else grad).reshape(-1).astype(dtype)
-        for grad, leaf in zip(grads, leaves, strict=True)
-    ]
+    parts = []
+    for grad, leaf in zip(grads, leaves, strict=True):
+        real = _view_as_real(jnp.zeros_like(leaf) if grad is None else grad)
+        whole = _sharded(real, jax.typeof(real).sharding.update(spec=PartitionSpec()))
+        parts.append(whole.reshape(-1).astype(dtype))
     return parts[0] if len(parts) == 1 else jnp.concatenate([*parts, jnp.zeros(0, dtype)])
 
 
@@ -54,7 +65,7 @@ def move(leaves: Leaves, t: jax.Array, d: jax.Array) -> Leaves:
     moved, offset = [], 0
     for leaf in leaves:
         real = _view_as_real(leaf)
-        part = d[offset : offset + real.size].reshape(real.shape)
+        part = _sharded(d[offset : offset + real.size].reshape(real.shape), jax.typeof(real).sharding)
         new = real.astype(d.dtype) + t * part
         if jnp.iscomplexobj(leaf):
             new = jax.lax.complex(new[..., 0], new[..., 1])
@@ -63,15 +74,17 @@ def move(leaves: Leaves, t: jax.Array, d: jax.Array) -> Leaves:
     return moved
 
 
-def evaluation(closure: Callable[..., Any], treedef: Any, args: Sequence[Any], has_aux: bool) -> Callable[..., Any]:
-    """A function of leaves that gives what `closure` returns, and its gradient flat, in torch's convention."""
+def gradient(
+    closure: Callable[..., Any], treedef: Any, args: Sequence[Any], has_aux: bool
+) -> Callable[[Leaves], tuple[Any, Leaves]]:
+    """A function of leaves that gives what `closure` returns, and its gradient in torch's convention."""
 
-    def evaluate(leaves: Leaves) -> tuple[Any, jax.Array]:
+    def evaluate(leaves: Leaves) -> tuple[Any, Leaves]:
         def of_leaves(leaves: Leaves) -> Any:
             return closure(treedef.unflatten(leaves), *args)
 
         returned, grads = jax.value_and_grad(of_leaves, has_aux=has_aux)(leaves)
-        return returned, flatten([g.conj() for g in grads], leaves)
+        return returned, [g.conj() for g in grads]
 
     return evaluate
 
@@ -88,3 +101,8 @@ def largest(x: jax.Array) -> jax.Array:
 
 def _view_as_real(x: jax.Array) -> jax.Array:
     return jnp.stack([x.real, x.imag], -1) if jnp.iscomplexobj(x) else x
+
+
+def _sharded(x: jax.Array, sharding: Any) -> jax.Array:
+    """An array in the sharding of another's type, which says something on a mesh with explicit axes alone."""
+    return x if sharding.mesh.empty else jax.sharding.reshard(x, sharding)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxopt_port.closure.base import ClosureAlgorithm, Limits, Progress
+from jaxopt_port.closure.base import ClosureAlgorithm, Limits, Progress, check_count
 from jaxopt_port.closure.flat import Evaluate, dot, largest, move
 from jaxopt_port.closure.line_search import backing_off, rounding, strong_wolfe
 from jaxopt_port.closure.stop import Stop, first_of, or_non_finite
@@ -47,6 +47,11 @@ class LBFGSState(NamedTuple):
 
 
 class LBFGS(ClosureAlgorithm):
+    """L-BFGS on one flat vector.
+
+    Its static options are `max_iter`, `max_eval`, `history_size` and `line_search_fn`, as in `lbfgs`.
+    """
+
     name = "lbfgs"
 
     def first_slots(self, size: int, dtype: Any) -> LBFGSState:
@@ -220,8 +225,14 @@ def lbfgs(
       H_{k+1} &= (I - \rho s y^T) H_k (I - \rho y s^T) + \rho s s^T, \quad
       s = t_k d_k,\ y = g_{k+1} - g_k,\ \rho = 1 / y^T s
 
-    One step runs up to `max_iter` iterations from the memory that the last one left, in one `lax.while_loop`. Call it
-    with a closure, which is compiled in: it must be pure, and what changes between steps (a batch) goes in as `*args`.
+    One step runs up to `max_iter` iterations from the memory that the last one left, in one `lax.while_loop`.
+
+    Call it with a pure closure. It is traced with its gradient at every call, and compiled anew where that gives
+    another program, whichever function object it is. What does not compile anew: other numbers and arrays in `*args`,
+    and another array that the closure captures. What does: other shapes and dtypes; another Python or NumPy number that
+    it captures; another array that a `jax.jit` inside it captures; another string, or whatever else is no array, in
+    `*args`; a callback made anew. Tracing takes a moment, which a `jax.jit` around the step saves: what changes between
+    steps (a batch) then has to go in as `*args`.
 
     The memory is two arrays of `history_size` rows, allocated by `init`. Jit the step and donate the state, or it is
     copied at every step.
@@ -229,7 +240,7 @@ def lbfgs(
     Args:
       lr: the step length, or the first that the line search tries; live. In the first iteration ever it is multiplied
         by min(1, 1 / sum |g|).
-      max_iter: iterations a step; static.
+      max_iter: iterations a step, an integer; static.
       max_eval: evaluations a step, `max_iter * 5 // 4` where None; static.
       tolerance_grad: a step ends where no element of the gradient is larger; live.
       tolerance_change: a step ends where no parameter, or the loss, moves by more; live.
@@ -261,12 +272,14 @@ def lbfgs(
         raise ValueError("LBFGS doesn't support per-parameter options (parameter groups)")
     if line_search_fn not in (None, "strong_wolfe"):
         raise RuntimeError("only 'strong_wolfe' is supported")
-    if history_size < 1:
-        raise ValueError(f"history_size should be >= 1 but is: {history_size}")
+    check_count("max_iter", max_iter, 0)
+    max_eval = max_iter * 5 // 4 if max_eval is None else max_eval
+    check_count("max_eval", max_eval, 0)
+    check_count("history_size", history_size, 1)
     algorithm = LBFGS(
         {"lr": lr, "tolerance_grad": tolerance_grad, "tolerance_change": tolerance_change},
         max_iter=max_iter,
-        max_eval=max_iter * 5 // 4 if max_eval is None else max_eval,
+        max_eval=max_eval,
         history_size=history_size,
         line_search_fn=line_search_fn,
     )

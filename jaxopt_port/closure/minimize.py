@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxopt_port.closure.base import UNLIMITED, ClosureAlgorithm, Limits, Traced
-from jaxopt_port.closure.flat import Tree, evaluation, flatten, largest, leaves_of
+from jaxopt_port.closure.base import UNLIMITED, ClosureAlgorithm, Limits
+from jaxopt_port.closure.flat import Tree, flatten, largest, leaves_of, wide_enough
+from jaxopt_port.closure.line_search import MAX_SEARCH
+from jaxopt_port.closure.program import Program, trace
 from jaxopt_port.closure.stop import Stop, first_of, or_non_finite
-from jaxopt_port.optimizer import Optimizer
-
-MAX_SEARCH = 25  # torch's limit for a line search that is given none
+from jaxopt_port.optimizer import Optimizer, OptState
 
 
 class Minimized(NamedTuple):
@@ -57,15 +57,20 @@ def minimize(
     line search makes by itself are not counted.
 
     Args:
-      optimizer: any of this package, or of optax.
-      fun: `(params, *args) -> loss`, traced at every call; compiled anew where that gives another program.
+      optimizer: any of this package, or of optax. Make it once: another object compiles anew, except that `lbfgs` and
+        `nonlinear_cg` do not where only live options (`lr`, tolerances) differ.
+      fun: `(params, *args) -> loss`, traced at every call; compiled anew where that gives another program, as at
+        `lbfgs`.
       params: where to start.
       max_steps: how many steps to take at most.
       tolerance: the run ends where no element of the gradient is larger.
-      args: handed to `fun`; arrays here do not compile anew.
+      args: handed to `fun`; other values of numbers and arrays here do not compile anew.
 
     Returns:
       A `Minimized`.
+
+    Raises:
+      TypeError: a parameter that is neither floating point nor complex; a loss that is not a real scalar.
 
     Example:
       >>> import jax.numpy as jnp, jaxopt_port as optim
@@ -79,51 +84,61 @@ def minimize(
       >>> jax.vmap(run)(starts).params.round(2).tolist()
       [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
     """
-    traced = Traced(fun, params, *args)
-    return _minimize(optimizer, traced, traced.captured, params, jnp.int32(max_steps), tolerance, tuple(args))
+    algorithm = getattr(optimizer.update, "__self__", None)
+    with wide_enough(params):
+        program, operands = trace(fun, params, args)
+        start = operands, optimizer.init(params), params, jnp.int32(max_steps), tolerance
+        if isinstance(algorithm, ClosureAlgorithm):
+            return _run(algorithm, program, *start)
+        return _step_by_step(optimizer, program, *start)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _minimize(
-    optimizer: optax.GradientTransformation,
-    traced: Traced,
-    captured: list[Any],
+def _run(
+    algorithm: ClosureAlgorithm,
+    program: Program,
+    operands: list[Any],
+    state: OptState,
     params: Tree,
     max_steps: jax.Array,
     tolerance: jax.Array,
-    args: tuple[Any, ...],
 ) -> Minimized:
-    fun = traced.closure(captured)
-    algorithm = getattr(optimizer.update, "__self__", None)
-    if not isinstance(algorithm, ClosureAlgorithm):
-        return _step_by_step(optimizer, fun, params, max_steps, tolerance, args)
+    """A run of an algorithm that evaluates the loss as often as it likes."""
+    evaluate = program.evaluation(operands)
     leaves, treedef = leaves_of(params), jax.tree.structure(params)
-    evaluate = evaluation(fun, treedef, args, has_aux=False)
     loss, grad = evaluate(leaves)
-    state = algorithm.init(params)
     limits = Limits(max_steps, jnp.int32(UNLIMITED), jnp.int32(MAX_SEARCH), jnp.asarray(tolerance, grad.dtype), False)
     end = algorithm.go(evaluate, loss, grad, state, leaves, limits)
     new, state = treedef.unflatten(end.x), algorithm.ended(state, end)
     return Minimized(new, end.loss, end.slots.stop, end.iters, end.evals, largest(end.grad), state)
 
 
+@partial(jax.jit, static_argnums=(0, 1))
 def _step_by_step(
     optimizer: optax.GradientTransformation,
-    fun: Callable[..., Any],
+    program: Program,
+    operands: list[Any],
+    state: Any,
     params: Tree,
     max_steps: jax.Array,
     tolerance: jax.Array,
-    args: tuple[Any, ...],
 ) -> Minimized:
     """A run of an optimizer that takes one gradient a step."""
+    treedef = jax.tree.structure(params)
 
+    def evaluate(params: Tree) -> tuple[jax.Array, Tree]:
+        loss, grads = program.gradient(operands, leaves_of(params))
+        return loss, treedef.unflatten(grads)
+
+    @jax.custom_jvp
     def of_params(params: Tree) -> jax.Array:
-        return fun(params, *args)
+        return evaluate(params)[0]
 
-    def evaluate(params: Tree) -> tuple[jax.Array, Tree, jax.Array]:
-        loss, grads = jax.value_and_grad(of_params)(params)
-        grads = jax.tree.map(jnp.conj, grads)
-        return loss, grads, flatten(jax.tree.leaves(grads), leaves_of(params))
+    @of_params.defjvp
+    def _(primals: tuple[Tree], tangents: tuple[Tree]) -> tuple[jax.Array, jax.Array]:
+        loss, grads = evaluate(*primals)
+        slopes = jax.tree.map(lambda g, t: jnp.sum((g.conj() * t).real.astype(loss.dtype)), grads, *tangents)
+        return loss, sum(jax.tree.leaves(slopes), jnp.zeros_like(loss))
 
     def step(now: tuple[Minimized, Tree]) -> tuple[Minimized, Tree]:
         before, grads = now
@@ -137,12 +152,13 @@ def _step_by_step(
         return look(before._replace(params=params, state=state, steps=before.steps + 1))
 
     def look(at: Minimized) -> tuple[Minimized, Tree]:
-        loss, grads, flat = evaluate(at.params)
+        loss, grads = evaluate(at.params)
+        flat = flatten(jax.tree.leaves(grads), leaves_of(at.params))
         norm = largest(flat)
         stop = first_of((norm <= tolerance, Stop.GRADIENT), (at.steps >= max_steps, Stop.MAX_ITER))
         stop = or_non_finite(stop, loss, flat)
         return at._replace(loss=loss, stop=stop, grad_norm=norm, evaluations=at.evaluations + 1), grads
 
     nothing = jnp.zeros(())
-    start = Minimized(params, nothing, jnp.int32(0), jnp.int32(0), jnp.int32(0), nothing, optimizer.init(params))
+    start = Minimized(params, nothing, jnp.int32(0), jnp.int32(0), jnp.int32(0), nothing, state)
     return jax.lax.while_loop(lambda now: now[0].stop == Stop.NOT_YET, step, look(start))[0]

@@ -7,16 +7,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxopt_port.closure.base import UNLIMITED, ClosureAlgorithm, Limits, Progress
+from jaxopt_port.closure.base import UNLIMITED, ClosureAlgorithm, Limits, Progress, check_count
 from jaxopt_port.closure.flat import Evaluate, dot, largest, move
-from jaxopt_port.closure.line_search import Found, backing_off, rounding, strong_wolfe
+from jaxopt_port.closure.line_search import MAX_SEARCH, Found, backing_off, rounding, strong_wolfe
 from jaxopt_port.closure.stop import Stop, first_of, or_non_finite
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.scalars import Scalar, check_at_least_0, check_lr
 
 BETAS = ("pr+", "fr", "hs", "dy", "hz")
-MAX_SEARCH = 25  # torch's limit for a line search that is given none
 CURVATURE = 0.1  # a tighter search than L-BFGS needs: conjugacy rests on it
 ORTHOGONAL = 0.2  # Powell's measure of two successive gradients that are not
 DESCENT = 0.01  # of |g|^2, the least descent of a direction that is not a restart
@@ -49,6 +48,11 @@ class NonlinearCGState(NamedTuple):
 
 
 class NonlinearCG(ClosureAlgorithm):
+    """Nonlinear conjugate gradients on one flat vector.
+
+    Its static options are `beta`, `max_iter`, `max_eval`, `line_search` and `restart`, as in `nonlinear_cg`.
+    """
+
     name = "nonlinear_cg"
 
     def first_slots(self, size: int, dtype: Any) -> NonlinearCGState:
@@ -191,18 +195,19 @@ def nonlinear_cg(
       \beta^{HZ} &= \max\Big(\Big(y - 2 d_{k-1} \frac{\|y\|^2}{d_{k-1}^T y}\Big)^T \frac{g_k}{d_{k-1}^T y},\
       0.4 \frac{d_{k-1}^T g_{k-1}}{\|d_{k-1}\|^2}\Big)
 
-    One step runs up to `max_iter` iterations, in one `lax.while_loop`, and the next one goes on where it ended. Call it
-    with a closure, which is compiled in: it must be pure, and what changes between steps (a batch) goes in as `*args`.
+    One step runs up to `max_iter` iterations, in one `lax.while_loop`, and the next one goes on where it ended.
     The state is two vectors. The line search is L-BFGS's, with a tighter curvature condition (0.1), and takes a loss
     that differs by its own rounding as equal. A direction that does not descend, or along which the search found no
     better point, is replaced by steepest descent.
+
+    Call it with a pure closure; what compiles anew is said at `lbfgs`, and is the same here.
 
     Args:
       beta: `"pr+"` (Polak and Ribière), `"fr"` (Fletcher and Reeves), `"hs"` (Hestenes and Stiefel), `"dy"` (Dai and
         Yuan) or `"hz"` (Hager and Zhang); static.
       lr: the length of the very first step, in units of 1 / sum |g|; of every step, as it is, where `line_search` is
         None; live.
-      max_iter: iterations a step; static.
+      max_iter: iterations a step, an integer; static.
       max_eval: evaluations a step, not limited where None; static.
       tolerance_grad: a step ends where no element of the gradient is larger than this part of the largest element of
         the first gradient of all; live.
@@ -242,11 +247,14 @@ def nonlinear_cg(
         raise ValueError(f"Invalid restart: {restart!r}, known are: None, 'powell' and a number of iterations")
     if len(param_groups):
         raise ValueError("nonlinear_cg doesn't support per-parameter options (parameter groups)")
+    max_eval = UNLIMITED if max_eval is None else max_eval
+    check_count("max_iter", max_iter, 0)
+    check_count("max_eval", max_eval, 0)
     algorithm = NonlinearCG(
         {"lr": lr, "tolerance_grad": tolerance_grad, "tolerance_change": tolerance_change},
         beta=beta,
         max_iter=max_iter,
-        max_eval=UNLIMITED if max_eval is None else max_eval,
+        max_eval=max_eval,
         line_search=line_search,
         restart=restart,
     )

@@ -228,6 +228,20 @@ def test_refused(factory: Callable[..., optim.Optimizer]):
         optimizer.step_closure(lambda p: p["x"], state, params)
 
 
+@pytest.mark.parametrize("factory", [optim.lbfgs, optim.nonlinear_cg])
+@pytest.mark.parametrize("value", [2.5, -1, "3"])
+@pytest.mark.parametrize("name", ["max_iter", "max_eval"])
+def test_counts_are_integers(factory: Callable[..., optim.Optimizer], name: str, value: Any):
+    with pytest.raises(ValueError, match=f"{name} should be an integer >= 0 but is: {value!r}"):
+        factory(**{name: value})
+
+
+@pytest.mark.parametrize("value", [2.5, 0])
+def test_the_history_is_a_count(value: Any):
+    with pytest.raises(ValueError, match=f"history_size should be an integer >= 1 but is: {value!r}"):
+        optim.lbfgs(history_size=value)
+
+
 @pytest.mark.parametrize("factory", [optim.lbfgs, optim.nonlinear_cg, optim.sgd])
 def test_a_closure_reads_its_batch_from_a_variable_around_it(factory: Callable[..., optim.Optimizer]):
     optimizer, params = factory(), {"x": jnp.zeros(2)}

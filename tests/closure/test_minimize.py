@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxopt_port as optim
 from tests.helpers import CountTraces, run_in_process
@@ -43,14 +43,16 @@ def _forward(x: jax.Array, center: jax.Array) -> tuple[jax.Array, jax.Array]:
 counted.defvjp(_forward, lambda grad, cotangent: (cotangent * grad, jnp.zeros(())))
 
 
-def run(name: str, start: Any, center: float = 0.5, steps: int = 200, tolerance: float = 1e-3) -> optim.Minimized:
-    return optim.minimize(OPTIMIZERS[name], counted, jnp.asarray(start), steps, tolerance, args=(center,))
+def run(
+    name: str, start: Any, center: float = 0.5, steps: int = 200, tolerance: float = 1e-3, fun: Any = bowl
+) -> optim.Minimized:
+    return optim.minimize(OPTIMIZERS[name], fun, jnp.asarray(start), steps, tolerance, args=(center,))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_finds_the_minimum_and_counts_what_it_spends(name: str):
     CALLS.clear()
-    end = run(name, [2.0, -1.0])
+    end = run(name, [2.0, -1.0], fun=counted)
     jax.effects_barrier()
     assert int(end.evaluations) == len(CALLS)
     assert int(end.stop) == optim.Stop.GRADIENT
@@ -116,17 +118,18 @@ def test_a_tree_of_complex_parameters():
 def sharded_run():
     """Parameters on two devices end where those on one do, and stay on both."""
     assert len(jax.devices()) == 2
-    mesh = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
-    rows = NamedSharding(mesh, PartitionSpec("rows"))
     start = {"w": jnp.linspace(-1, 3, 12).reshape(4, 3), "v": jnp.linspace(2, 1, 8)}
 
     def fun(params: Any) -> jax.Array:
         return bowl(params["w"]) + bowl(params["v"], -1.0) + jnp.sum(params["w"]) * jnp.sum(params["v"]) / 100
 
-    for name in ("lbfgs", "nonlinear_cg"):
-        here, there = (
-            optim.minimize(OPTIMIZERS[name], fun, params, 100, 1e-3) for params in (start, jax.device_put(start, rows))
-        )
+    auto, explicit = AxisType.Auto, AxisType.Explicit
+    for name, axis_type in (("lbfgs", auto), ("nonlinear_cg", auto), ("lbfgs, fixed step", explicit)):
+        mesh = jax.make_mesh((2,), ("rows",), axis_types=(axis_type,))
+        here = optim.minimize(OPTIMIZERS[name], fun, start, 100, 1e-3)
+        with jax.set_mesh(mesh):
+            rows = jax.device_put(start, NamedSharding(mesh, PartitionSpec("rows")))
+            there = optim.minimize(OPTIMIZERS[name], fun, rows, 100, 1e-3)
         assert int(here.stop) == int(there.stop) == optim.Stop.GRADIENT
         assert (int(here.steps), int(here.evaluations)) == (int(there.steps), int(there.evaluations))
         for a, b in zip(jax.tree.leaves(here.params), jax.tree.leaves(there.params), strict=True):

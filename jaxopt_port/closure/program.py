@@ -1,0 +1,143 @@
+"""The loss and its gradient as a program: what jit compiles for a closure, and when it compiles anew."""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
+from jax.extend.core.primitives import closed_call_p, custom_jvp_call_p, custom_vjp_call_p
+
+from jaxopt_port.closure.flat import Leaves, Tree, flatten, gradient, leaves_of
+
+
+class Program:
+    """What a closure and its gradient compute, without the arrays that go into it: a static argument of jit.
+
+    A torch closure reads its batch from a variable around it, and jit would keep the first one that it sees of a
+    function. So the closure is traced at every call, and what it captured is handed over beside the program.
+
+    Two programs are equal where every operation is the same, with equal parameters by the measure of JAX's own caches.
+    What stays inside has to be the same as well: numbers and NumPy arrays byte for byte; anything else, such as an
+    array that an inner jit has captured or a function on the host, is the same only where it is the same object. The
+    gradient is in the program, so that a derivative rule of the closure's own counts as what it does.
+
+    Args:
+      closed: the program as traced, a jaxpr.
+      out: the structure of what it returns.
+    """
+
+    def __init__(self, closed: ClosedJaxpr, out: Any):
+        self.jaxpr, self.out = _without_rules(closed.jaxpr), out
+        self.key = (_contents(self.jaxpr), out)
+        self.hash = hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Program) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return self.hash
+
+    def gradient(self, operands: Sequence[Any], leaves: Leaves) -> tuple[Any, Leaves]:
+        """What the closure returns at parameters given as leaves, and its gradient in torch's convention."""
+        captured = len(self.jaxpr.constvars)
+        program = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, operands[:captured]))
+        return self.out.unflatten(program(*leaves, *operands[captured:]))
+
+    def evaluation(self, operands: Sequence[Any]) -> Callable[[Leaves], tuple[Any, jax.Array]]:
+        """The same as a function of the leaves, with the gradient as one vector."""
+
+        def evaluate(leaves: Leaves) -> tuple[Any, jax.Array]:
+            returned, grads = self.gradient(operands, leaves)
+            return returned, flatten(grads, leaves)
+
+        return evaluate
+
+
+def trace(
+    closure: Callable[..., Any], params: Tree, args: Sequence[Any] = (), has_aux: bool = False
+) -> tuple[Program, list[Any]]:
+    """Trace a closure with its gradient.
+
+    Args:
+      closure: `(params, *args) -> loss`, or `(loss, aux)` with `has_aux`.
+      params: the parameters.
+      args: handed to `closure`. Numbers and arrays go into the program; what else is in them is part of it.
+      has_aux: whether `closure` returns something beside the loss.
+
+    Returns:
+      `(program, operands)`: the program, and the arrays that go into it.
+    """
+    treedef = jax.tree.structure(params)
+    given, args_treedef = jax.tree.flatten(tuple(args))
+    arrays = {
+        i: x for i, x in enumerate(given) if isinstance(x, jax.Array | np.ndarray | np.generic | complex | float | int)
+    }
+
+    def evaluate(leaves: Leaves, arrays: dict[int, Any]) -> tuple[Any, Leaves]:
+        args = args_treedef.unflatten(arrays.get(i, x) for i, x in enumerate(given))
+        return gradient(closure, treedef, args, has_aux)(leaves)
+
+    closed, shapes = jax.make_jaxpr(evaluate, return_shape=True)(leaves_of(params), arrays)
+    return Program(closed, jax.tree.structure(shapes)), [*closed.consts, *arrays.values()]
+
+
+def _without_rules(x: Any) -> Any:
+    """A jaxpr without derivative rules, which the gradient has gone through already; anything else as it is."""
+    if isinstance(x, ClosedJaxpr):
+        return ClosedJaxpr(_without_rules(x.jaxpr), x.consts)
+    if not isinstance(x, Jaxpr):
+        return x
+
+    def stripped(eqn: JaxprEqn) -> JaxprEqn:
+        if eqn.primitive in (custom_jvp_call_p, custom_vjp_call_p):
+            eqn = eqn.replace(primitive=closed_call_p, params={"call_jaxpr": eqn.params["call_jaxpr"]})
+        return eqn.replace(params=jax.tree.map(_without_rules, eqn.params))
+
+    return x.replace(eqns=[stripped(eqn) for eqn in x.eqns])
+
+
+def _contents(jaxpr: Jaxpr) -> Hashable:
+    """All that says what a jaxpr computes, variables by the order in which they come."""
+    numbers: dict[Var, int] = {}
+
+    def atoms(xs: Sequence[Any]) -> Hashable:
+        return tuple(
+            (x.aval, _fixed(x.val) if isinstance(x, Literal) else numbers.setdefault(x, len(numbers))) for x in xs
+        )
+
+    def equation(eqn: JaxprEqn) -> Hashable:
+        params, names = jax.tree.flatten(eqn.params)
+        return eqn.primitive, names, tuple(map(_fixed, params)), eqn.ctx, atoms(eqn.invars), atoms(eqn.outvars)
+
+    inputs = atoms([*jaxpr.constvars, *jaxpr.invars])
+    return len(jaxpr.constvars), inputs, tuple(map(equation, jaxpr.eqns)), atoms(jaxpr.outvars)
+
+
+def _fixed(x: Any) -> Hashable:
+    """What is inside a program, to compare."""
+    if isinstance(x, ClosedJaxpr):
+        return _contents(x.jaxpr), tuple(map(_fixed, x.consts))
+    if isinstance(x, Jaxpr):
+        return _contents(x)
+    if isinstance(x, np.ndarray | np.generic | complex | float):  # 0.0 == -0.0, and NaN != NaN
+        x = np.asarray(x)
+        return x.dtype, x.shape, x.tobytes()
+    try:
+        hash(x)
+    except TypeError:
+        return _Same(x)
+    return type(x), x
+
+
+class _Same:
+    """Equal where the object is the same. It keeps the object, so that no other one can take its address."""
+
+    def __init__(self, x: Any):
+        self.x = x
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.x is other.x
+
+    def __hash__(self) -> int:
+        return id(self.x)
