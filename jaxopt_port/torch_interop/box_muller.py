@@ -11,6 +11,7 @@ import numpy as np
 from jaxopt_port.torch_interop.fma import fma32, fma64
 
 F32 = np.float32
+BLOCK = 1 << 15  # numbers at a time, so that what lies between stays in the cache
 
 
 def normal64(uniform: np.ndarray, mean: float, std: float) -> np.ndarray:
@@ -28,6 +29,11 @@ def _each(function: Callable[[float], float], x: np.ndarray) -> np.ndarray:
 
 def normal32(uniform: np.ndarray, mean: float, std: float) -> np.ndarray:
     """In float32: the polynomials of torch's AVX2 kernel (aten/src/ATen/native/cpu/avx_mathfun.h)."""
+    blocks = np.split(uniform, range(BLOCK, len(uniform), BLOCK))
+    return np.concatenate([_normal32(block, mean, std) for block in blocks])
+
+
+def _normal32(uniform: np.ndarray, mean: float, std: float) -> np.ndarray:
     u = uniform.reshape(-1, 2, 8)
     radius = np.sqrt(F32(-2) * _log(F32(1) - u[:, 0]))
     sine, cosine = _sin_cos(F32(2.0 * math.pi) * u[:, 1])

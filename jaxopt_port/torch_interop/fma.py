@@ -6,9 +6,17 @@ Float = np.ndarray | np.floating
 
 
 def fma32(a: np.ndarray, b: Float, c: Float) -> np.ndarray:
-    """a * b + c in float32, rounded once: float64 holds the product, and a sum rounded to odd may be rounded again."""
-    product = a.astype(np.float64) * np.float64(b)
-    return _sum_to_odd(product, np.float64(c)).astype(np.float32)
+    """a * b + c in float32, rounded once: float64 holds the product, and a sum rounded to odd may be rounded again.
+
+    A sum rounded to nearest may be too, but for one that lies halfway between two float32 numbers, and for the
+    smallest, whose halves lie elsewhere; so only those few are rounded to odd.
+    """
+    product, addend = a.astype(np.float64) * np.float64(b), np.float64(c)
+    s = np.atleast_1d(product + addend)
+    twice = (s.view(np.int64) & 0x1FFFFFFF == 0x10000000) | (np.abs(s) < np.finfo(np.float32).tiny)
+    if twice.any():
+        s[twice] = _sum_to_odd(*(np.broadcast_to(x, s.shape)[twice] for x in (product, addend)))
+    return s.astype(np.float32)
 
 
 def fma64(a: np.ndarray, b: float, c: float) -> np.ndarray:
