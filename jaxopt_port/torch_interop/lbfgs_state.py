@@ -39,6 +39,14 @@ def load(state: OptState, state_dict: Mapping[str, Any], known: Sequence[Paramet
     if stored > rows:
         raise ValueError(f"the state has a history of {stored}, history_size is {rows}")
 
+    leaves = jax.tree.leaves(params)
+    covered = {leaf for parameter in known for leaf in parameter.leaves}
+    if len(covered) < len(leaves):
+        raise ValueError(
+            f"torch's L-BFGS has {len(covered)} of the {len(leaves)} arrays in params, and vectors over all of its own: "
+            "pass what it steps, without batch statistics and the like"
+        )
+
     def vector(x: Any) -> np.ndarray:
         return _to_flax(as_array(x), known, params)
 

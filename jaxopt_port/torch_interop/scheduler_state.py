@@ -53,6 +53,11 @@ def load_scheduler(
 
     Source: torch/optim/lr_scheduler.py, LRScheduler.load_state_dict.
     """
+    if "param_groups" not in optimizer_state_dict:
+        raise ValueError(
+            f"optimizer_state_dict is a dict of {list(optimizer_state_dict)}, without param_groups: pass "
+            "optimizer.state_dict(), such as checkpoint['optimizer']"
+        )
     groups = optimizer_state_dict["param_groups"]
     added = [{key: as_array(group[key]).item() for key in ADDED if key in group} for group in groups]
     with float64():

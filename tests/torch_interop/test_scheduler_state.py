@@ -161,4 +161,6 @@ def test_another_scheduler_is_refused(change: dict[str, Any], message: str) -> N
     for nothing in (None, [1]):
         with pytest.raises(ValueError, match=r"of a StepLR is .*: pass scheduler.state_dict\(\), such as checkpoint"):
             load_scheduler(step_lr(3), nothing, state, groups)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"a dict of \['optimizer'\], without param_groups: pass optimizer.state_dict"):
+        load_scheduler(step_lr(3), state_dict, state, {"optimizer": groups})
     assert np.isclose(load_scheduler(step_lr(3), {**state_dict, "verbose": False}, state, groups)["base_lrs"][0], 0.1)

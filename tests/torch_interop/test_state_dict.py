@@ -224,6 +224,14 @@ def test_lbfgs_vectors_move_with_the_layout() -> None:
         load_optimizer(optim.lbfgs, {**state_dict, "state": {0: {**one, "ro": [1.0] * 3}}}, DENSE, mapping)
     with pytest.raises(ValueError, match=r"a vector of the state is \[8\], the parameters have 9 numbers"):
         load_optimizer(optim.lbfgs, {**state_dict, "state": {0: {**one, "d": vector[1:]}}}, DENSE, mapping)
+    more = {
+        "params": {"norm": {"bias": jnp.ones(2), "scale": jnp.ones(2)}, **DENSE},
+        "batch_stats": {"norm": {"mean": jnp.ones(2), "var": jnp.ones(2)}},
+    }
+    shapes = {**SHAPES, **{f"norm.{name}": (2,) for name in ("weight", "bias", "running_mean", "running_var")}}
+    state_dict["param_groups"][0]["params"] = [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="L-BFGS has 4 of the 6 arrays in params"):
+        load_optimizer(optim.lbfgs, state_dict, more, layout.infer(shapes, more))
 
 
 def test_lbfgs_has_complex_numbers_as_pairs() -> None:
