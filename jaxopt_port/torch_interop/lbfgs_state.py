@@ -43,7 +43,7 @@ def load(state: OptState, state_dict: Mapping[str, Any], known: Sequence[Paramet
     covered = {leaf for parameter in known for leaf in parameter.leaves}
     if len(covered) < len(leaves):
         raise ValueError(
-            f"torch's L-BFGS has {len(covered)} of the {len(leaves)} arrays in params, and vectors over all of its own: "
+            f"torch's L-BFGS has {len(covered)} of the {len(leaves)} arrays in params, in vectors over all of its: "
             "pass what it steps, without batch statistics and the like"
         )
 
