@@ -11,6 +11,7 @@ evaluations of both; and the memory of ours.
 
 import argparse
 import importlib.util
+import itertools
 import os
 import resource
 import statistics
@@ -202,13 +203,13 @@ def _rosenbrock(x: Any) -> Any:
     return (100 * curve * curve + away * away).sum()
 
 
-def _start(size: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal(size)
+def _start(size: int, dtype: str) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(size).astype(dtype)
 
 
 class Ours:
-    def __init__(self, size: int, options: dict[str, Any]):
-        self.optimizer, self.start = optim.lbfgs(**options), jnp.asarray(_start(size))
+    def __init__(self, size: int, dtype: str, options: dict[str, Any]):
+        self.optimizer, self.start = optim.lbfgs(**options), jnp.asarray(_start(size, dtype))
         self.step = jax.jit(
             lambda state, params: self.optimizer.step_closure(_rosenbrock, state, params), donate_argnums=(0, 1)
         )
@@ -228,8 +229,8 @@ class Ours:
 
 
 class Torch:
-    def __init__(self, size: int, options: dict[str, Any]):
-        self.options, self.start = options, _start(size)
+    def __init__(self, size: int, dtype: str, options: dict[str, Any]):
+        self.options, self.start = options, _start(size, dtype)
         self()
 
     def __call__(self) -> tuple[float, int]:
@@ -251,15 +252,14 @@ class Torch:
 
 def timing(rounds: int, sizes: list[int]) -> None:
     """Print a row a size: milliseconds of one step, evaluations, memory."""
-    print(
-        "| parameters | line search | history | evaluations, ours / torch | ours, ms | torch, ms | torch / ours", end=""
-    )
-    print(" | state, vectors | working memory, vectors |\n|" + "---|" * 9)
+    columns = ["parameters", "dtype", "line search", "history", "evaluations, ours / torch", "ours, ms", "torch, ms"]
+    columns += ["torch / ours", "state, vectors", "working memory, vectors"]
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for size in sizes:
         history = 100 if size < 1_000_000 else 20  # 100 float64 vectors of a million, twice, are 1.6 GB
-        for line_search in (None, "strong_wolfe"):
+        for dtype, line_search in itertools.product(("float32", "float64"), (None, "strong_wolfe")):
             options = {"line_search_fn": line_search, "history_size": history, "lr": 1 if line_search else 0.1}
-            sides = Ours(size, options), Torch(size, options)
+            sides = Ours(size, dtype, options), Torch(size, dtype, options)
             times: list[list[float]] = [[], []]
             evals = [0, 0]
             for _ in range(rounds):
@@ -267,11 +267,11 @@ def timing(rounds: int, sizes: list[int]) -> None:
                     seconds, evals[index] = side()
                     times[index].append(seconds * 1e3)
             mine, theirs = map(statistics.median, times)
-            state = sum(x.nbytes for x in jax.tree.leaves(sides[0].optimizer.init(sides[0].start))) / (8 * size)
-            print(
-                f"| {size:,} | {line_search} | {history} | {evals[0]} / {evals[1]} | {mine:.2f} | {theirs:.2f}", end=""
-            )
-            print(f" | {theirs / mine:.1f} | {state:.1f} | {sides[0].temporary_bytes() / (8 * size):.1f} |", flush=True)
+            vector = size * np.dtype(dtype).itemsize
+            state = sum(x.nbytes for x in jax.tree.leaves(sides[0].optimizer.init(sides[0].start))) / vector
+            print(f"| {size:,} | {dtype} | {line_search} | {history} | {evals[0]} / {evals[1]}", end="")
+            print(f" | {mine:.2f} | {theirs:.2f}", end="")
+            print(f" | {theirs / mine:.1f} | {state:.1f} | {sides[0].temporary_bytes() / vector:.1f} |", flush=True)
     print(f"peak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
 
 
