@@ -42,14 +42,16 @@ RICH: dict[str, dict[str, Any]] = {
     "sgd": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
     "sparse_adam": {"lr": 0.01, "maximize": True},
 }
-STEPS = {"muon": 1000}  # 1,000 for the others
+STEPS = 1000
 # Adafactor's norms and means are summed in another order than torch's, which torch's two builds share. With torch's own
-# put in, ours is as near as they are (and in tests/exact no bit differs).
-FACTOR = {"adafactor": 2.0}
+# put in, ours is as near as they are (and in tests/exact no bit differs). Muon's products are of bfloat16 numbers: a
+# last bit becomes 1 in 256, and after a hundred steps all three runs are as far apart as they will be; which two are
+# nearer is chance.
+FACTOR = {"adafactor": 2.0, "muon": 1.5}
 
 
 def _request(name: str, kwargs: dict[str, Any], dtype: str) -> tuple[str, dict[str, Any], str, int, bool]:
-    return name, kwargs, dtype, STEPS.get(name, 1000), name == "sparse_adam"
+    return name, kwargs, dtype, STEPS, name == "sparse_adam"
 
 
 @pytest.fixture(scope="module")
