@@ -30,9 +30,9 @@ h1 { font-size: 1.5rem; margin-bottom: .25rem; } h2 { font-size: 1.15rem; margin
 code, pre { font: 13px/1.45 ui-monospace, monospace; } .soft { color: var(--soft); }
 pre { overflow-x: auto; } .verdict { background: var(--card); border-left: 4px solid var(--ours); padding: .6rem 1rem; }
 .verdict p { margin: .4rem 0; } .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; margin-bottom: 1rem; font-size: 14px; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
+th { color: var(--soft); font-weight: 600; vertical-align: bottom; white-space: normal; max-width: 8.5rem; }
 th:first-child, td:first-child { text-align: left; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1rem; font-size: 14px; }
 dt { color: var(--soft); } dd { margin: 0; }
@@ -63,10 +63,11 @@ def page(lockstep: Lockstep, pairs: Sequence[Pair], speeds: Sequence[tuple[float
         f"<h1>The same run in PyTorch and here</h1><p class='soft'>{html.escape(_describe(lockstep.config))}</p>",
         f"<div class='verdict'>{said}</div>",
         "<h2>Epoch by epoch</h2>",
-        _epochs(pairs, speeds),
-        "<p class='soft'>Running loss: the sum of the steps' losses. Torch from itself: the farthest of its other "
-        "forms. Images a second: of each run alone, with all of the machine; our first epoch has the compilation in "
-        "it.</p>",
+        "<p>Running loss: the sum of the steps' losses. Distances are those from torch with one thread, ours and those "
+        "of torch's other forms.</p>",
+        _epochs(pairs),
+        "<p>Images a second: of each run alone, with all of the machine; our first one has the compilation.</p>",
+        _quality(pairs, speeds),
         *([] if not pairs else [_losses(pairs)]),
         "<h2>How far each parameter drifts</h2>",
         "<p>The largest difference from torch with one thread, after each step, in eps (2<sup>-23</sup>) of the "
@@ -102,21 +103,32 @@ def _key(entries: Iterable[tuple[str, str]]) -> str:
     return "<p class='key'>" + "".join(f"<span><i class='{style}'></i>{n}</span>" for style, n in entries) + "</p>"
 
 
-def _epochs(pairs: Sequence[Pair], speeds: Sequence[tuple[float, float]]) -> str:
-    tested = bool(pairs) and pairs[0].torch.test is not None
-    averaged = bool(pairs) and pairs[0].torch.ema_test is not None
-    head = ["epoch", "running loss,<br>torch", "ours", "apart", *(f"torch,<br>{name}" for name in YARDSTICKS), "times"]
-    head += ["accuracy,<br>torch", "ours"] + ["test loss,<br>torch", "ours"] * tested
-    head += ["test loss of the average,<br>torch", "ours"] * averaged + ["images/s,<br>torch", "ours"]
+def _epochs(pairs: Sequence[Pair]) -> str:
+    """The running losses, and how far they are apart beside how far torch is from itself."""
+    head = ["epoch", "running loss,<br>torch", "ours", "ours from<br>torch"]
+    head += [*(f"torch, {name},<br>from torch" for name in YARDSTICKS), "ours / farthest<br>of torch's"]
     rows = []
-    for (ours, torch, others), (speed, torch_speed) in zip(pairs, speeds, strict=False):
-        apart, itself = verdict.distances(Pair(ours, torch, others))
-        row = [f"{ours.number}", f"{torch.running_loss:.6f}", f"{ours.running_loss:.6f}", f"{apart:.1e}"]
-        row += [f"{abs(other.running_loss - torch.running_loss):.1e}" for other in others]
-        row += [verdict.times(apart, itself), f"{torch.accuracy:.2%}", f"{ours.accuracy:.2%}"]
-        for name in ("test", "ema_test"):
-            row += [f"{getattr(side, name)[0]:.6f}" for side in (torch, ours) if getattr(side, name) is not None]
-        rows.append([*row, f"{torch_speed:,.0f}", f"{speed:,.0f}"])
+    for pair in pairs:
+        apart, itself = verdict.distances(pair)
+        torch = pair.torch.running_loss
+        others = [f"{abs(other.running_loss - torch):.1e}" for other in pair.others]
+        row = [f"{pair.ours.number}", f"{torch:.6f}", f"{pair.ours.running_loss:.6f}", f"{apart:.1e}"]
+        rows.append([*row, *others, verdict.times(apart, itself)])
+    return _table(head, rows)
+
+
+def _quality(pairs: Sequence[Pair], speeds: Sequence[tuple[float, float]]) -> str:
+    """What the epochs came to, and how fast."""
+    more = {"test": "test loss", "ema_test": "test loss of the average"}
+    more = {name: text for name, text in more.items() if pairs and getattr(pairs[0].torch, name) is not None}
+    names = ["accuracy", *more.values(), "images a second"]
+    head = ["epoch", *(f"{text},<br>{side}" for text in names for side in ("torch", "ours"))]
+    rows = []
+    for pair, (speed, torch_speed) in zip(pairs, speeds, strict=False):
+        sides = pair.torch, pair.ours
+        losses = [f"{getattr(side, name)[0]:.6f}" for name in more for side in sides]
+        accuracies = [f"{side.accuracy:.2%}" for side in sides]
+        rows.append([f"{pair.ours.number}", *accuracies, *losses, f"{torch_speed:,.0f}", f"{speed:,.0f}"])
     return _table(head, rows)
 
 
