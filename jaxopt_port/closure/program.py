@@ -28,8 +28,10 @@ class Program:
     """
 
     def __init__(self, closed: ClosedJaxpr, out: Any):
-        self.jaxpr, self.out = _without_rules(closed.jaxpr), out
-        self.key = (_contents(self.jaxpr), out)
+        jaxpr = _without_rules(closed.jaxpr)
+        self.captured, self.out = len(jaxpr.constvars), out
+        self.jaxpr = jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars])
+        self.key = (_contents(self.jaxpr), self.captured, out)
         self.hash = hash(self.key)
 
     def __eq__(self, other: object) -> bool:
@@ -40,9 +42,8 @@ class Program:
 
     def gradient(self, operands: Sequence[Any], leaves: Leaves) -> tuple[Any, Leaves]:
         """What the closure returns at parameters given as leaves, and its gradient in torch's convention."""
-        captured = len(self.jaxpr.constvars)
-        program = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, operands[:captured]))
-        return self.out.unflatten(program(*leaves, *operands[captured:]))
+        program = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, []))
+        return self.out.unflatten(program(*operands[: self.captured], *leaves, *operands[self.captured :]))
 
     def evaluation(self, operands: Sequence[Any]) -> Callable[[Leaves], tuple[Any, jax.Array]]:
         """The same as a function of the leaves, with the gradient as one vector."""
@@ -84,10 +85,8 @@ def trace(
 
 def _without_rules(x: Any) -> Any:
     """A jaxpr without derivative rules, which the gradient has gone through already; anything else as it is."""
-    if isinstance(x, ClosedJaxpr):
-        return ClosedJaxpr(_without_rules(x.jaxpr), x.consts)
-    if not isinstance(x, Jaxpr):
-        return x
+    if not isinstance(x, Jaxpr):  # a ClosedJaxpr is one from JAX 0.12 on
+        return ClosedJaxpr(_without_rules(x.jaxpr), x.consts) if isinstance(x, ClosedJaxpr) else x
 
     def stripped(eqn: JaxprEqn) -> JaxprEqn:
         if eqn.primitive in (custom_jvp_call_p, custom_vjp_call_p):
