@@ -1,5 +1,6 @@
 """BatchNorm's running statistics, taken anew: torch.optim.swa_utils.update_bn for Flax."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -50,7 +51,8 @@ def _update_linen(loader: Iterable[Any], model: Any, variables: Tree, kwargs: di
 
     def with_momentum(momentum: Any) -> Callable[..., Any]:
         def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-            if not isinstance(context.module, nn.BatchNorm) or context.method_name != "__call__":
+            known = inspect.signature(call).parameters  # a subclass that has others calls BatchNorm's, which comes here
+            if not isinstance(context.module, nn.BatchNorm) or "use_running_average" not in known:
                 return call(*args, **kwargs)
             with _set(context.module, momentum=momentum, use_running_average=None):
                 return call(*args[:1], **{**kwargs, "use_running_average": False})

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from jaxopt_port.optimizer import OptState
-from jaxopt_port.scalars import Scalar, float64, is_known, to_float64
+from jaxopt_port.scalars import NUMBER, Scalar, float64, is_known, to_float64
 
 T = TypeVar("T")
 
@@ -122,7 +122,8 @@ def _like(group: Mapping[str, Any], index: int, name: str, value: Any) -> list[A
             "one that was 0 then (SGD's momentum) is made live by starting from any other value."
         )
     old, new = jax.tree.leaves(group[name]), jax.tree.leaves(value)
-    if _form(group[name]) != _form(value):
+    numbers = all(isinstance(x, NUMBER) and not np.iscomplexobj(x) for x in new)
+    if _form(group[name]) != _form(value) or not numbers:
         raise ValueError(f"{name!r} of group {index} must be {_form(group[name])}, not {value!r}")
     sizes = list(map(np.size, new))
     if set(sizes) != {1}:
@@ -140,15 +141,17 @@ def _number(value: Any, shape: tuple[int, ...]) -> Any:
 def in_place_of(old: Sequence[Any], new: Sequence[Any]) -> list[jax.Array]:
     """Numbers as arrays, on the devices of those they replace: on others jit would compile again.
 
-    An array that is not committed to its devices jit takes wherever it computes; so must the new one be.
+    An array that is not committed to its devices jit takes wherever it computes; so is a new one in its place.
     """
+
+    def place(x: jax.Array, was: Any) -> jax.Array:
+        if not isinstance(was, jax.Array) or not is_known(was) or not is_known(x):
+            return x
+        return jax.device_put(x, was.sharding) if was.committed or x.committed else x
+
+    numbers = [np.asarray(x) if isinstance(x, jax.Array) and is_known(x) and x.committed else x for x in new]
     with float64():
-        return [
-            jax.device_put(x, was.sharding)
-            if isinstance(was, jax.Array) and is_known(was) and is_known(x) and was.committed
-            else x
-            for x, was in zip(_on_device(list(new)), old, strict=True)
-        ]
+        return [place(x, was) for x, was in zip(_on_device(numbers), old, strict=True)]
 
 
 @jax.jit
@@ -183,8 +186,7 @@ def restore(state: T) -> T:
       The same pytree with a JAX array, of the same dtype, for every NumPy array.
 
     Raises:
-      TypeError: a hyper-parameter is already float32, so that its float64 value is lost; an OptState came back as a
-        dict, which is what Orbax and flax return without a target.
+      TypeError: a hyper-parameter is already float32, so that its float64 value is lost.
 
     Example:
       >>> import jax, pickle, jaxopt_port as optim
@@ -193,12 +195,8 @@ def restore(state: T) -> T:
       dtype('float64')
     """
     for found in jax.tree.leaves(state, is_leaf=lambda x: _is_state(x) or _was_state(x)):
-        if _was_state(found):
-            raise TypeError(
-                "an optimizer's state came back as a dict: to come back as an OptState, Orbax and flax need a target, "
-                "optimizer.init(params) as NumPy arrays; restore's docstring has how"
-            )
-        groups = found.param_groups if _is_state(found) else ()
+        groups = found.param_groups if _is_state(found) else found["param_groups"] if _was_state(found) else ()
+        groups = groups.values() if isinstance(groups, Mapping) else groups
         for name, value in (item for group in groups for item in group.items()):
             if any(getattr(x, "dtype", np.float64) != np.float64 for x in jax.tree.leaves(value)):
                 raise TypeError(
@@ -210,5 +208,5 @@ def restore(state: T) -> T:
 
 
 def _was_state(x: Any) -> bool:
-    """Whether it has an OptState's fields, as a dict."""
+    """Whether it is an OptState as a dict, as flax's `to_state_dict` makes it and Orbax without a target."""
     return isinstance(x, Mapping) and set(x) == set(OptState._fields)

@@ -198,6 +198,7 @@ def drop_frozen(optimizer: Optimizer, grads: Tree, params: Tree) -> Tree:
       `grads`, with None for what is frozen.
 
     Raises:
+      TypeError: an optimizer of another library, or a chain with one of this library inside.
       ValueError: a gradient tree that is not the parameters'.
 
     Example:
@@ -208,6 +209,8 @@ def drop_frozen(optimizer: Optimizer, grads: Tree, params: Tree) -> Tree:
       >>> print(optim.get_total_norm(grads))
       5.0
     """
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"a {type(optimizer).__name__} has no parameter groups: pass the optimizer inside")
     treedef = jax.tree.structure(params)
     leaves = flatten_like(treedef, grads, "the gradients")
     frozen = algorithm_of(optimizer).frozen_leaves(params)

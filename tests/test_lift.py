@@ -199,3 +199,15 @@ def steps_on_explicit_axes():
             new = optimizer.step(g, optimizer.init(p), p)
             assert_close(new, expected)
             assert new[0].sharding == sharding
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_float64_parameters_with_x64_off(name):
+    with jax.enable_x64(True):
+        params, grads = make_params(name, dtype=np.float64), make_grads(name, 0, np.float64)
+    found = []
+    for x64 in (False, True):
+        with jax.enable_x64(x64):
+            optimizer = make(name)
+            found.append(optimizer.step(grads, optimizer.init(params), params))
+    assert_same_bits(*found)

@@ -244,6 +244,17 @@ def test_update_bn_of_linen(loader, options):
     assert_close(ordinary["batch_stats"]["first"]["mean"], 0.1 * mean.mean(0), 1e-4)  # its own momentum again
 
 
+def test_update_bn_of_a_subclass_with_a_signature_of_its_own():
+    class Own(nn.BatchNorm):
+        @nn.compact
+        def __call__(self, x, train=False):  # pyright: ignore[reportIncompatibleMethodOverride]
+            return super().__call__(x, use_running_average=not train)
+
+    model, plain = Own(), nn.BatchNorm()
+    variables = plain.init(jax.random.key(0), BATCHES[0], use_running_average=False)
+    assert_same_bits(swa_utils.update_bn(BATCHES, model, variables), swa_utils.update_bn(BATCHES, plain, variables))
+
+
 def test_update_bn_of_nnx():
     model = NNX()
     model.eval()

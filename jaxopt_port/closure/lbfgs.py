@@ -231,8 +231,8 @@ def lbfgs(
     another program, whichever function object it is. What does not compile anew: other numbers and arrays in `*args`,
     and another array that the closure captures. What does: other shapes and dtypes; another Python or NumPy number that
     it captures; another array that a `jax.jit` inside it captures; another string, or whatever else is no array, in
-    `*args`; a callback made anew. Tracing takes a moment, which a `jax.jit` around the step saves: what changes between
-    steps (a batch) then has to go in as `*args`.
+    `*args`; a callback made anew. Tracing a gradient takes several times what tracing the loss takes, at every call; a
+    `jax.jit` around the step saves it, and what changes between steps (a batch) then has to go in as `*args`.
 
     The memory is two arrays of `history_size` rows, allocated by `init`. Jit the step and donate the state, or it is
     copied at every step.

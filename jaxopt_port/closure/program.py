@@ -28,10 +28,10 @@ class Program:
     """
 
     def __init__(self, closed: ClosedJaxpr, out: Any):
-        jaxpr = _without_rules(closed.jaxpr)
+        jaxpr = closed.jaxpr
         self.captured, self.out = len(jaxpr.constvars), out
         self.jaxpr = jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars])
-        self.key = (_contents(self.jaxpr), self.captured, out)
+        self.key = (_contents(_without_rules(self.jaxpr)), self.captured, out)
         self.hash = hash(self.key)
 
     def __eq__(self, other: object) -> bool:

@@ -12,7 +12,7 @@ from jaxopt_port.scalars import float64
 Tree = Any
 
 
-def _is_gradient(x: Any) -> bool:
+def _is_leaf(x: Any) -> bool:
     return x is None or is_sparse(x)
 
 
@@ -52,7 +52,7 @@ def zero_grad(grads: Tree, set_to_none: bool = True) -> Tree:
       >>> zero_grad({"w": jnp.ones(2)}), zero_grad({"w": jnp.ones(2)}, set_to_none=False)
       ({'w': None}, {'w': Array([0., 0.], dtype=float32)})
     """
-    return jax.tree.map(lambda g: None if set_to_none or g is None else _zeros(g), grads, is_leaf=_is_gradient)
+    return jax.tree.map(lambda g: None if set_to_none or g is None else _zeros(g), grads, is_leaf=_is_leaf)
 
 
 def accumulate_grad(grads: Tree, new: Tree) -> Tree:
@@ -69,4 +69,4 @@ def accumulate_grad(grads: Tree, new: Tree) -> Tree:
       >>> accumulate_grad({"w": None, "b": jnp.ones(1)}, {"w": jnp.ones(1), "b": jnp.ones(1)})
       {'b': Array([2.], dtype=float32), 'w': Array([1.], dtype=float32)}
     """
-    return jax.tree.map(_sum, grads, new, is_leaf=_is_gradient)
+    return jax.tree.map(_sum, grads, new, is_leaf=_is_leaf)

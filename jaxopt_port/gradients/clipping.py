@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxopt_port.gradients.dtypes import is_inexact, promoted, widened
 from jaxopt_port.rule import is_sparse
-from jaxopt_port.scalars import Scalar, float64, is_known
+from jaxopt_port.scalars import NUMBER, Scalar, float64, is_known
 
 Tree = Any
 
@@ -164,7 +164,7 @@ def _map(function: Any, grads: Tree) -> Tree:
 
 
 def _check_number(name: str, value: Any) -> None:
-    if not isinstance(value, int | float | np.ndarray | np.generic | jax.Array) or np.size(value) != 1:
+    if not isinstance(value, NUMBER) or np.ndim(value):
         raise TypeError(f"{name} must be a number, not {value!r}")
 
 

@@ -1,7 +1,6 @@
 """Loss scaling for training in float16: torch.amp.GradScaler as pure functions."""
 
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxopt_port.gradients.dtypes import is_inexact, widened
 from jaxopt_port.optimizer import Optimizer
-from jaxopt_port.scalars import Scalar, float64
+from jaxopt_port.scalars import NUMBER, Scalar, float64
 
 Tree = Any
 
@@ -71,7 +70,7 @@ class GradScaler:
     enabled: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.init_scale, Real):
+        if not isinstance(self.init_scale, NUMBER):
             raise TypeError(
                 f"init_scale must be a number, not {self.init_scale!r}: GradScaler takes no device, arrays know theirs"
             )

@@ -33,8 +33,9 @@ class AdafactorState(NamedTuple):
 def init(p: jax.Array, o: SimpleNamespace) -> AdafactorState:
     if p.ndim < 2:
         return AdafactorState(None, None, jnp.zeros_like(p))
-    row, col = (jnp.sum(p, axis, keepdims=True) for axis in (-1, -2))  # on a mesh a sum keeps the other axis' sharding
-    return AdafactorState(jnp.zeros_like(row), jnp.zeros_like(col), None)
+    with float64():  # without it a sum of float64 is float32
+        row, col = (jnp.sum(p, axis, keepdims=True) for axis in (-1, -2))  # on a mesh it keeps the other axis' sharding
+        return AdafactorState(jnp.zeros_like(row), jnp.zeros_like(col), None)
 
 
 def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:

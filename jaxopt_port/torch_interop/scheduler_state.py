@@ -142,9 +142,7 @@ def _loaded(scheduler: Scheduler, s: Sched, state_dict: Mapping[str, Any], rates
             "checkpoint['scheduler']"
         )
     groups = len(rates)
-    if (
-        "_last_lr" in s
-    ):  # torch's ReduceLROnPlateau may have none before its first step, nor the schedulers of torch 1.3
+    if "_last_lr" in s:  # ReduceLROnPlateau may have none before its first step, nor any scheduler of torch 1.3
         state_dict = {"_last_lr": rates, **state_dict}
     unknown = [key for key in state_dict if key not in (*scheduler.options, *s, *FLAGS)]
     missing = [key for key in s if key not in state_dict]

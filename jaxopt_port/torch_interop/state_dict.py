@@ -172,7 +172,9 @@ def _with_states_by_id(state_dict: Mapping[str, Any]) -> dict[str, Any]:
         )
     found, groups = state_dict["state"], state_dict["param_groups"]
     keys = {i: i if i in found else str(i) for group in groups for i in group["params"]}
-    lost = [str(key) for key in found.keys() - set(keys.values())]
+    named = any(isinstance(i, str) for i in keys)
+    apart = map(str, found.keys() - set(keys.values()))
+    lost = [key for key in apart if named or key.isdigit()]  # what else is there torch keeps for its owner
     if lost:
         raise ValueError(
             f"the state dict has states of {', '.join(sorted(lost))}, which its groups do not have: their params are "

@@ -72,9 +72,10 @@ def options_of(factory: Callable[..., Optimizer], group: Mapping[str, Any], numb
     Raises:
       ValueError: the group is another optimizer's.
     """
-    wrong = _wrong(factory, group)
-    if wrong:
-        others = [f"optim.{other.__name__}" for other in TORCHS if not _wrong(other, group)]
+    wrong, more = _apart(factory, group)
+    others = [f"optim.{other.__name__}" for other in FACTORIES if _apart(other, group) == ("", "")]
+    if wrong or (more and others):  # with more alone, and nobody else's, it is a key of the user's own
+        wrong = wrong or more
         raise ValueError(
             f"parameter group {number} of the state dict has {wrong}: it is not of the optimizer "
             f"{getattr(factory, '__name__', rule_name(factory()))}. It has "
@@ -92,22 +93,22 @@ def plain_option(value: Any) -> Any:
     return value if value is None or isinstance(value, str | bool | int | float) else as_array(value).item()
 
 
-def _wrong(factory: Callable[..., Optimizer], group: Mapping[str, Any]) -> str:
-    """What of a group is not the factory's optimizer's; empty if nothing."""
+def _apart(factory: Callable[..., Optimizer], group: Mapping[str, Any]) -> tuple[str, str]:
+    """What of a group cannot be the factory's optimizer's, and which options of other optimizers it has beside."""
     arguments, optimizer = _arguments(factory), factory()
     fixed = {name: value for name, value in default_options(optimizer).items() if name not in arguments}
     optional = ADDED_LATE if "foreach" in group else (*ADDED_EARLY, *ADDED_LATE)
     if rule_name(optimizer) == "rmsprop":
         optional = (*optional, "momentum")
     missing = [name for name in arguments if name not in group and name not in optional]
-    others = [name for name in group if name in OPTIONS and name not in arguments and name not in fixed]
+    more = [name for name in group if name in OPTIONS and name not in arguments and name not in fixed]
     differs = [f"{name}={group[name]}" for name, value in fixed.items() if group.get(name, value) != value]
-    return f"no {', '.join(missing)}" if missing else ", ".join((*others, *differs))
+    return f"no {', '.join(missing)}" if missing else ", ".join(differs), ", ".join(more)
 
 
 def _arguments(factory: Callable[..., Optimizer]) -> list[str]:
     return [name for name in inspect.signature(factory).parameters if name != "param_groups"]
 
 
-TORCHS = [factory for name, factory in optimizers.items() if name != "nonlinear_cg"]
-OPTIONS = {name for factory in TORCHS for name in _arguments(factory)}
+FACTORIES = [factory for name, factory in optimizers.items() if name != "nonlinear_cg"]
+OPTIONS = {name for factory in FACTORIES for name in _arguments(factory)}

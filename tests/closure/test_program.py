@@ -211,3 +211,26 @@ def test_float64_parameters_with_x64_off(factory: Callable[..., optim.Optimizer]
         updates, _ = optimizer.update(grad, optimizer.init(start), start, value=value, value_fn=fun)
     assert_same_bits(found, expected)
     np.testing.assert_allclose(updates, found[0][1] - start, 1e-12)
+
+
+@jax.custom_jvp
+def straight_through(x: Any) -> Any:
+    return jnp.round(x)
+
+
+straight_through.defjvps(lambda t, out, x: t)
+
+
+@pytest.mark.parametrize("function", [jax.nn.relu, straight_through])
+def test_a_derivative_from_outside_has_the_closures_own_rules(function: Closure):
+    """Of the loss that is returned, by the batch: as of the closure itself."""
+    optimizer = optim.lbfgs(max_iter=1)
+
+    def fun(w: Any, batch: Any) -> Any:
+        return (function(w) * function(batch)).sum()
+
+    def returned(w: Any, batch: Any) -> Any:
+        return optimizer.step_closure(fun, optimizer.init(W), w, batch)[0]
+
+    at, along = (W, jnp.zeros(3)), (jnp.zeros(3), jnp.ones(3))
+    assert_same_bits(jax.jvp(returned, at, along), jax.jvp(fun, at, along))

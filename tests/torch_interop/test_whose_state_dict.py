@@ -104,6 +104,16 @@ def test_moments_in_bfloat16() -> None:
     np.testing.assert_array_equal(loaded.astype(np.float32), optimizer.state[module.weight]["exp_avg"].float())
 
 
+def test_what_torch_keeps_for_its_owner_is_passed_by() -> None:
+    """torch's own load_state_dict takes both, and gives them back."""
+    module, optimizer = stepped(torch.optim.AdamW)
+    state_dict = optimizer.state_dict()
+    state_dict["state"]["global"] = {"seen": 3}
+    state_dict["param_groups"][0]["momentum"] = 0.9
+    torch.optim.AdamW(module.parameters()).load_state_dict(state_dict)
+    np.testing.assert_array_equal(moment(state_dict), optimizer.state[module.weight]["exp_avg"])
+
+
 def test_a_state_that_no_group_has_is_refused() -> None:
     state_dict = stepped(torch.optim.AdamW)[1].state_dict()
     with pytest.raises(ValueError, match="has states of 100, which its groups do not have: their params are 0"):
