@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
-from jax.extend.core.primitives import closed_call_p, custom_jvp_call_p, custom_vjp_call_p
+from jax.extend.core.primitives import custom_jvp_call_p, custom_vjp_call_p
 
 from jaxopt_port.closure.flat import Leaves, Tree, flatten, gradient, leaves_of
 
@@ -31,7 +31,7 @@ class Program:
         jaxpr = closed.jaxpr
         self.captured, self.out = len(jaxpr.constvars), out
         self.jaxpr = jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars])
-        self.key = (_contents(_without_rules(self.jaxpr)), self.captured, out)
+        self.key = (_contents(self.jaxpr, {}), self.captured, out)
         self.hash = hash(self.key)
 
     def __eq__(self, other: object) -> bool:
@@ -83,42 +83,35 @@ def trace(
     return Program(closed, jax.tree.structure(shapes)), [*closed.consts, *arrays.values()]
 
 
-def _without_rules(x: Any) -> Any:
-    """A jaxpr without derivative rules, which the gradient has gone through already; anything else as it is."""
-    if not isinstance(x, Jaxpr):  # a ClosedJaxpr is one from JAX 0.12 on
-        return ClosedJaxpr(_without_rules(x.jaxpr), x.consts) if isinstance(x, ClosedJaxpr) else x
-
-    def stripped(eqn: JaxprEqn) -> JaxprEqn:
-        if eqn.primitive in (custom_jvp_call_p, custom_vjp_call_p):
-            eqn = eqn.replace(primitive=closed_call_p, params={"call_jaxpr": eqn.params["call_jaxpr"]})
-        return eqn.replace(params=jax.tree.map(_without_rules, eqn.params))
-
-    return x.replace(eqns=[stripped(eqn) for eqn in x.eqns])
-
-
-def _contents(jaxpr: Jaxpr) -> Hashable:
-    """All that says what a jaxpr computes, variables by the order in which they come."""
+def _contents(jaxpr: Jaxpr, seen: dict[int, int]) -> Hashable:
+    """All that says what a jaxpr computes: variables by the order in which they come, and so jaxprs that come again."""
     numbers: dict[Var, int] = {}
 
     def atoms(xs: Sequence[Any]) -> Hashable:
         return tuple(
-            (x.aval, _fixed(x.val) if isinstance(x, Literal) else numbers.setdefault(x, len(numbers))) for x in xs
+            (x.aval, _fixed(x.val, seen) if isinstance(x, Literal) else numbers.setdefault(x, len(numbers))) for x in xs
         )
 
     def equation(eqn: JaxprEqn) -> Hashable:
-        params, names = jax.tree.flatten(eqn.params)
-        return eqn.primitive, names, tuple(map(_fixed, params)), eqn.ctx, atoms(eqn.invars), atoms(eqn.outvars)
+        # The gradient has gone through derivative rules already, which are new objects in every trace.
+        has_rule = eqn.primitive in (custom_jvp_call_p, custom_vjp_call_p)
+        params, names = jax.tree.flatten(eqn.params["call_jaxpr"] if has_rule else eqn.params)
+        fixed = tuple(_fixed(x, seen) for x in params)
+        return eqn.primitive, names, fixed, eqn.ctx, atoms(eqn.invars), atoms(eqn.outvars)
 
+    if id(jaxpr) in seen:
+        return "again", seen[id(jaxpr)]
+    seen[id(jaxpr)] = len(seen)
     inputs = atoms([*jaxpr.constvars, *jaxpr.invars])
     return len(jaxpr.constvars), inputs, tuple(map(equation, jaxpr.eqns)), atoms(jaxpr.outvars)
 
 
-def _fixed(x: Any) -> Hashable:
+def _fixed(x: Any, seen: dict[int, int]) -> Hashable:
     """What is inside a program, to compare."""
     if isinstance(x, ClosedJaxpr):
-        return _contents(x.jaxpr), tuple(map(_fixed, x.consts))
+        return _contents(x.jaxpr, seen), tuple(_fixed(const, seen) for const in x.consts)
     if isinstance(x, Jaxpr):
-        return _contents(x)
+        return _contents(x, seen)
     if isinstance(x, np.ndarray | np.generic | complex | float):  # 0.0 == -0.0, and NaN != NaN
         x = np.asarray(x)
         return x.dtype, x.shape, x.tobytes()

@@ -13,6 +13,7 @@ Example:
   [[1.0], [2.0]]
 """
 
+import hashlib
 import re
 from collections.abc import Iterable
 from collections.abc import Mapping as Dict
@@ -304,7 +305,8 @@ def _check(pairing: Pairing, ways: list[list[Entry]], torch: Dict[str, Any]) -> 
         if len(way) > 1
     ]
     wrong += _unflattened([way[0] for way in ways], pairing.layouts)
-    wrong += [_left_over_torch(module, pairing, torch) for module in pairing.torch.values()]
+    twins = _twins(torch) if pairing.torch else {}
+    wrong += [_left_over_torch(module, pairing, twins) for module in pairing.torch.values()]
     wrong += [
         f"flax's {module} has no counterpart: nothing that is left in torch fits it"
         for module in pairing.flax.values()
@@ -314,10 +316,10 @@ def _check(pairing: Pairing, ways: list[list[Entry]], torch: Dict[str, Any]) -> 
         raise ValueError("torch's arrays cannot be told in flax's tree:\n  " + "\n  ".join(wrong))
 
 
-def _left_over_torch(module: Module, pairing: Pairing, torch: Dict[str, Any]) -> str:
+def _left_over_torch(module: Module, pairing: Pairing, twins: Dict[str, str]) -> str:
     """Why a layer of torch's was not paired, and what to do."""
-    equal = {source.name: _equal(source, torch) for source in module.arrays.values()}
-    tied = "".join(f"; {name} has the numbers of {other}" for name, other in equal.items() if other)
+    names = dict.fromkeys(source.name for source in module.arrays.values())
+    tied = "".join(f"; {name} has the numbers of {twins[name]}" for name in names if name in twins)
     could_be = [str(other) for name, other in pairing.flax.items() if pairing.can_be(module.name, name)]
     if could_be:
         more = f" or {len(could_be) - LISTED} others" if len(could_be) > LISTED else ""
@@ -338,13 +340,14 @@ def _left_over_torch(module: Module, pairing: Pairing, torch: Dict[str, Any]) ->
     return f"torch's {module} has no counterpart: nothing that is left in flax fits it{advice}"
 
 
-def _equal(source: Source, torch: Dict[str, Any]) -> str | None:
-    """Another of torch's arrays with the same numbers: a tied weight."""
-    value = torch[source.name]
-    alike = [name for name, x in torch.items() if name != source.name and getattr(x, "shape", ()) == source.shape]
-    if len(source.shape) < 2 or not hasattr(value, "shape"):
-        return None
-    return next((name for name in alike if np.array_equal(as_array(torch[name]), as_array(value))), None)
+def _twins(torch: Dict[str, Any]) -> dict[str, str]:
+    """Of each weight that has the numbers of another, which is tied to it, that other."""
+    found: dict[Any, list[str]] = {}
+    for name, x in torch.items():
+        if len(getattr(x, "shape", ())) > 1:
+            found.setdefault((tuple(x.shape), hashlib.sha256(as_array(x).tobytes()).digest()), []).append(name)
+    alike = [names for names in found.values() if len(names) > 1]
+    return {name: next(other for other in names if other != name) for names in alike for name in names}
 
 
 def _unflattened(entries: list[Entry], layouts: Dict[str, Kind]) -> list[str]:

@@ -37,7 +37,8 @@ def parameters(params: Any, mapping: "layout.Mapping | None") -> list[Parameter]
     """All parameters in the order of torch's `module.parameters()`; without a mapping in that of the leaves.
 
     Args:
-      params: a tree as given to `layout.infer`: statistics and random streams in it are no parameters.
+      params: a tree of parameters; with a mapping one as given to `layout.infer`, without its statistics and random
+        streams.
       mapping: from `layout.infer`.
 
     Raises:

@@ -73,14 +73,13 @@ def options_of(factory: Callable[..., Optimizer], group: Mapping[str, Any], numb
       ValueError: the group is another optimizer's.
     """
     wrong, more = _apart(factory, group)
-    others = [f"optim.{other.__name__}" for other in FACTORIES if _apart(other, group) == ("", "")]
-    if wrong or (more and others):  # with more alone, and nobody else's, it is a key of the user's own
-        wrong = wrong or more
+    fits = [other.__name__ for other in FACTORIES if _apart(other, group) == ("", "")] if wrong or more else []
+    if wrong or fits:  # what is more, and no other optimizer's group either, is a key of the user's own
         raise ValueError(
-            f"parameter group {number} of the state dict has {wrong}: it is not of the optimizer "
+            f"parameter group {number} of the state dict has {wrong or more}: it is not of the optimizer "
             f"{getattr(factory, '__name__', rule_name(factory()))}. It has "
             f"{', '.join(each for each in group if each != 'params')}"
-            + (f": load it with {' or '.join(others)}" if others else "")
+            + (f": load it with {' or '.join(f'optim.{name}' for name in fits)}" if fits else "")
         )
     options = {each: plain_option(group[each]) for each in _arguments(factory) if each in group}
     return options if rule_name(factory()) != "rmsprop" else {"momentum": 0.0, **options}

@@ -38,6 +38,12 @@ def jit_inside(batch: Any) -> Closure:
     return lambda w: 2 * inner(w)
 
 
+def jit_twice(batch: Any) -> Closure:
+    """The same jitted function again, on what it is given: an array of the closure's, so that all fits one program."""
+    inner = jax.jit(loss)
+    return lambda w: inner(w, batch) + inner(2 * w, batch)
+
+
 def jit_inside_scan(batch: Any) -> Closure:
     return lambda w: jax.lax.scan(lambda sum_, _: (sum_ + jitted(batch)(w), None), 0.0, None, 2)[0]
 
@@ -118,6 +124,8 @@ def divided(number: Any) -> Closure:
         (divided, [0.0, -0.0], 2),
         (backward_alone, [5.0, 7.0], 2),
         (tangent_alone, [5.0, 7.0], 2),
+        (jit_twice, BATCHES, 1),
+        (jit_twice, [5.0, 7.0], 2),
         (jitted, BATCHES, 2),
         (jitted, NUMPY, 2),
         (jit_inside, BATCHES, 2),
