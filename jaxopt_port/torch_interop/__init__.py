@@ -1,12 +1,12 @@
 """A torch run moves over whole."""
 
-from jaxopt_port.torch_interop import init as init
 from jaxopt_port.torch_interop import layout as layout
-from jaxopt_port.torch_interop.pt_file import PtFileError as PtFileError
-from jaxopt_port.torch_interop.pt_file import load as load
-from jaxopt_port.torch_interop.pt_file import save as save
-from jaxopt_port.torch_interop.rng import Generator as Generator
-from jaxopt_port.torch_interop.rng import data_loader_order as data_loader_order
+from jaxopt_port.torch_interop.files.pt_file import PtFileError as PtFileError
+from jaxopt_port.torch_interop.files.pt_file import load as load
+from jaxopt_port.torch_interop.files.pt_file import save as save
+from jaxopt_port.torch_interop.random import init as init
+from jaxopt_port.torch_interop.random.rng import Generator as Generator
+from jaxopt_port.torch_interop.random.rng import data_loader_order as data_loader_order
 from jaxopt_port.torch_interop.scheduler_state import load_scheduler as load_scheduler
 from jaxopt_port.torch_interop.scheduler_state import scheduler_state_dict as scheduler_state_dict
 from jaxopt_port.torch_interop.state_dict import load_optimizer as load_optimizer

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from benchmarks.fuzz_pt_file import fuzz
-from jaxopt_port.torch_interop import PtFileError, load, pickle_writer, save
+from jaxopt_port.torch_interop import PtFileError, load, save
+from jaxopt_port.torch_interop.files import pickle_writer
 
 MANY = 20_000
 TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n"

@@ -11,9 +11,9 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from jaxopt_port.torch_interop.pickle_reader import PickleReader
-from jaxopt_port.torch_interop.pickle_writer import write_pickle
-from jaxopt_port.torch_interop.pt_types import PtFileError as PtFileError
+from jaxopt_port.torch_interop.files.pickle_reader import PickleReader
+from jaxopt_port.torch_interop.files.pickle_writer import write_pickle
+from jaxopt_port.torch_interop.files.pt_types import PtFileError as PtFileError
 
 ALIGNMENT = 64  # of each tensor's bytes in the file; torch maps them where they lie
 OLD_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number that torch wrote first before 1.6

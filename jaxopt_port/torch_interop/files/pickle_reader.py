@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxopt_port.torch_interop import numpy_objects
-from jaxopt_port.torch_interop.pt_types import DTYPES, MAX_DEPTH, STORAGES, UNTYPED_STORAGE, PtFileError
+from jaxopt_port.torch_interop.files import numpy_objects
+from jaxopt_port.torch_interop.files.pt_types import DTYPES, MAX_DEPTH, STORAGES, UNTYPED_STORAGE, PtFileError
 
 MAX_NAME = 256  # bytes of a module's or a function's name
 MAX_DIMENSIONS = 64  # torch's and NumPy's

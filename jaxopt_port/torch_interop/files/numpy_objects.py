@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxopt_port.torch_interop.pt_types import PtFileError
+from jaxopt_port.torch_interop.files.pt_types import PtFileError
 
 MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")  # before NumPy 2, and since
 CODES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16")
