@@ -1,9 +1,10 @@
 """A torch run moves over whole."""
 
 from jaxopt_port.torch_interop import layout as layout
-from jaxopt_port.torch_interop.files.pt_file import PtFileError as PtFileError
 from jaxopt_port.torch_interop.files.pt_file import load as load
 from jaxopt_port.torch_interop.files.pt_file import save as save
+from jaxopt_port.torch_interop.files.pt_types import PtFileError as PtFileError
+from jaxopt_port.torch_interop.files.unknown import Unknown as Unknown
 from jaxopt_port.torch_interop.random import init as init
 from jaxopt_port.torch_interop.random.rng import Generator as Generator
 from jaxopt_port.torch_interop.random.rng import data_loader_order as data_loader_order

@@ -1,55 +1,80 @@
-"""NumPy's numbers and arrays as they are pickled: `best_accuracy` of a training script, the state of `numpy.random`."""
+"""NumPy's numbers, strings, arrays and dtypes, pickled: a script's `best_accuracy`, `numpy.random`'s state."""
 
+import re
 from typing import Any
 
 import numpy as np
 
 from jaxopt_port.torch_interop.files.pt_types import PtFileError
+from jaxopt_port.torch_interop.files.unknown import Unknown
 
 MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")  # before NumPy 2, and since
-CODES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16")
+CODES = re.compile(r"[biu]1|[iuf][248]|c8|c16|[US][0-9]{1,8}")
 
 
-class ElementType:
-    """A dtype, whose order of bytes follows after it was made, when others may refer to it."""
+class Unfinished:
+    """A dtype or an array as the file makes it first. What it is follows at once."""
 
-    def __init__(self, code: Any, _align: Any = False, _copy: Any = True):
-        if type(code) is not str or code not in CODES:
-            raise PtFileError(f"NumPy's type {code!r} is not one of numbers")
-        self.dtype = np.dtype(code)
+    def __init__(self, dtype: np.dtype | None = None):
+        self.dtype = dtype  # None for an array
+        self.memo: list[int] = []  # where the pickle keeps it
 
-    def build(self, state: Any) -> None:
-        """What a pickle says of it after making it: a version, the order, nothing else for numbers."""
-        if state[1] not in ("<", ">", "|") or state[2:5] != (None, None, None):
-            raise PtFileError("NumPy's type of numbers has a part that it should not have")
-        self.dtype = self.dtype.newbyteorder(state[1])
+    def finish(self, state: Any) -> Any:
+        """The dtype or the array."""
+        return _array(state) if self.dtype is None else _ordered(self.dtype, state)
 
 
-def number(element: Any, data: Any) -> Any:
-    """A NumPy number."""
+def element_type(code: Any, _align: Any = False, _copy: Any = True) -> Unfinished | Unknown:
+    """A dtype of numbers or of texts, whose order of bytes follows; any other is not known."""
+    if type(code) is str and CODES.fullmatch(code):
+        return Unfinished(np.dtype(code))
+    return Unknown("numpy", "dtype", (code, _align, _copy))
+
+
+def number(element: Any, data: Any = None) -> Any:
+    """A NumPy number or string."""
+    if isinstance(element, Unknown):
+        return Unknown("numpy", "generic", (element, data))
     return _view(element, (), False, data)[()]
 
 
-def empty(_kind: Any, _shape: Any, _code: Any) -> np.ndarray:
-    """The array that `fill` fills."""
-    return np.empty(0, np.int8)
+def array(kind: Any, shape: Any, code: Any) -> Unfinished | Unknown:
+    """The array that `Unfinished.finish` makes; one of a subclass is not known."""
+    if isinstance(kind, Unknown) and kind.full != "numpy.ndarray":
+        return Unknown(kind.module, kind.name, (shape, code))
+    return Unfinished()
 
 
-def fill(array: np.ndarray, state: Any) -> None:
+def _ordered(dtype: np.dtype, state: Any) -> np.dtype:
+    """What a pickle says of a dtype after making it: a version, the order, for texts the size, else nothing."""
+    size = dtype.itemsize if dtype.kind in "US" else -1
+    if state[1] not in ("<", ">", "|") or state[2:5] != (None, None, None) or state[5] != size:
+        raise PtFileError("NumPy's type has a part that it should not have")
+    return dtype.newbyteorder(state[1])
+
+
+def _array(state: Any) -> Any:
     """What a pickle says of an array after making it: a version, the shape, the type, the order of axes, the bytes."""
     _version, shape, element, fortran, data = state
+    if isinstance(element, Unknown):
+        return Unknown("numpy", "ndarray", (), state=state)
     view = _view(element, shape, fortran, data)
-    array.__setstate__((1, view.shape, view.dtype, fortran, data))  # in place, for those that refer to it
+    return view.astype(view.dtype.newbyteorder("="), order="F" if fortran else "C")  # a copy that may be written to
 
 
 def _view(element: Any, shape: Any, fortran: Any, data: Any) -> np.ndarray:
-    if type(element) is not ElementType or type(shape) is not tuple or type(fortran) is not bool:
+    if not isinstance(element, np.dtype) or type(shape) is not tuple or type(fortran) is not bool:
         raise PtFileError("a NumPy array without a type or a shape")
+    data = data.encode() if type(data) is str else data  # Python 2 has one type for both
     if type(data) is not bytes:
         raise PtFileError("a NumPy array without its bytes")
-    array = np.ndarray(shape, element.dtype, data, order="F" if fortran else "C")
+    if not element.itemsize and shape:
+        raise PtFileError("a NumPy array of elements without a size")
+    array = np.ndarray(shape, element, data, order="F" if fortran else "C")
     if array.nbytes != len(data):
         raise PtFileError(f"a NumPy array of {array.nbytes} bytes has {len(data)}")
     if array.dtype == np.bool_ and max(data, default=0) > 1:
         raise PtFileError("a NumPy array holds a bool that is neither 0 nor 1")
+    if array.dtype.kind == "U" and np.frombuffer(data, array.dtype.byteorder + "u4").max(initial=0) > 0x10FFFF:
+        raise PtFileError("a NumPy array holds a text that is none")
     return array

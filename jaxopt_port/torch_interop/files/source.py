@@ -1,0 +1,94 @@
+"""What a file is read from: a path or an open binary file, and nothing that never ends."""
+
+import contextlib
+import io
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from jaxopt_port.torch_interop.files.pt_types import PtFileError
+
+Source = str | os.PathLike[str] | IO[bytes]
+
+_KINDS = {
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+@contextlib.contextmanager
+def opened(source: Source) -> Iterator[IO[bytes]]:
+    """The file, to be read from where it stands. An error names it.
+
+    Raises:
+      PtFileError: it is a device, a pipe or a folder, or an open file that cannot be read from any place of it.
+      OSError: it cannot be opened.
+    """
+    name = source_name(source)
+    try:
+        if isinstance(source, str | os.PathLike):
+            check_regular(Path(source))
+            with open(source, "rb") as file:
+                yield file
+        else:
+            _check_binary(source)
+            yield source
+    except PtFileError as error:
+        raise PtFileError(f"{name}: {error}") from error
+
+
+def source_name(source: Source) -> str:
+    """What to call it in a message."""
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else f"the open {type(source).__name__}"
+
+
+def size_left(file: IO[bytes]) -> int:
+    """How many bytes there are from where it stands."""
+    at = file.tell()
+    end = file.seek(0, io.SEEK_END)
+    file.seek(at)
+    return end - at
+
+
+def check_regular(path: Path) -> None:
+    """Raise PtFileError where something is there that is not a file of a known size."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    if kind := _KINDS.get(stat.S_IFMT(mode)):
+        raise PtFileError(f"it is {kind}, not a file")
+    if stat.S_ISDIR(mode):
+        raise PtFileError(_about_folder(path))
+
+
+def _check_binary(file: IO[bytes]) -> None:
+    if isinstance(file, io.TextIOBase):
+        raise PtFileError('it is opened as text: open(path, "rb")')
+    if not hasattr(file, "read") or not hasattr(file, "seek"):
+        raise TypeError(f"load() takes a path or an open binary file, not a {type(file).__name__}")
+    if hasattr(file, "seekable") and not file.seekable():
+        raise PtFileError("it is a pipe or the like: load(io.BytesIO(file.read())) if it ends")
+    with contextlib.suppress(OSError, AttributeError):  # a BytesIO has no number
+        if kind := _KINDS.get(stat.S_IFMT(os.fstat(file.fileno()).st_mode)):
+            raise PtFileError(f"it is {kind}, not a file")
+    if not size_left(file):
+        raise PtFileError("it is empty" + (", from where it stands: file.seek(0)" if file.tell() else ""))
+
+
+def _about_folder(path: Path) -> str:
+    names = {each.name for each in path.iterdir()}
+    if ".metadata" in names or any(name.endswith(".distcp") for name in names):
+        return (
+            "it is a folder of torch.distributed.checkpoint: "
+            'torch.distributed.checkpoint.format_utils.dcp_to_torch_save(folder, "one.pt") makes one file of it'
+        )
+    if names & {"trainer_state.json", "optimizer.pt", "optimizer.bin"}:
+        return "it is the folder of a trainer's checkpoint: load_trainer(folder) reads it"
+    if any("safetensors" in name for name in names):
+        return "it is a folder with safetensors files: load_safetensors(folder) reads them"
+    return "it is a folder"
