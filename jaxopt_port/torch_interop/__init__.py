@@ -4,6 +4,10 @@ from jaxopt_port.torch_interop import layout as layout
 from jaxopt_port.torch_interop.files.pt_file import load as load
 from jaxopt_port.torch_interop.files.pt_file import save as save
 from jaxopt_port.torch_interop.files.pt_types import PtFileError as PtFileError
+from jaxopt_port.torch_interop.files.safetensors_file import load_safetensors as load_safetensors
+from jaxopt_port.torch_interop.files.safetensors_file import save_safetensors as save_safetensors
+from jaxopt_port.torch_interop.files.trainer_folder import TrainerCheckpoint as TrainerCheckpoint
+from jaxopt_port.torch_interop.files.trainer_folder import load_trainer as load_trainer
 from jaxopt_port.torch_interop.files.unknown import Unknown as Unknown
 from jaxopt_port.torch_interop.random import init as init
 from jaxopt_port.torch_interop.random.rng import Generator as Generator

@@ -1,10 +1,7 @@
 """torch's `.pt` files, read and written without torch."""
 
-import contextlib
 import io
 import os
-from collections.abc import Iterator
-from pathlib import Path
 from typing import IO, Any, Literal
 
 from jaxopt_port.torch_interop.files import legacy_file, zip_archive
@@ -12,7 +9,7 @@ from jaxopt_port.torch_interop.files.pickle_check import check
 from jaxopt_port.torch_interop.files.pickle_reader import PickleReader
 from jaxopt_port.torch_interop.files.pickle_writer import write_pickle
 from jaxopt_port.torch_interop.files.pt_types import PtFileError
-from jaxopt_port.torch_interop.files.source import Source, check_regular, opened
+from jaxopt_port.torch_interop.files.source import Source, opened, written
 
 
 def load(source: Source, *, mmap: bool = False, unknown: Literal["error", "keep"] = "error") -> Any:
@@ -112,25 +109,3 @@ def save(obj: Any, target: Source) -> None:
     pickled, storages = write_pickle(obj)
     with written(target) as file:
         zip_archive.write(file, pickled, storages)
-
-
-@contextlib.contextmanager
-def written(target: Source) -> Iterator[IO[bytes]]:
-    """A file to write; where the target is a path, it is there, whole, when all has gone well."""
-    if not isinstance(target, str | os.PathLike):
-        yield target
-        return
-    path = Path(target).resolve()  # what a link stands for is replaced, not the link
-    try:
-        check_regular(path)
-    except PtFileError as error:
-        raise PtFileError(f"{os.fspath(target)}: {error}") from error
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(scratch, "wb") as file:
-            yield file
-        os.replace(scratch, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            scratch.unlink()
-        raise

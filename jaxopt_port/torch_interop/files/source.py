@@ -1,4 +1,4 @@
-"""What a file is read from: a path or an open binary file, and nothing that never ends."""
+"""What a file is read from and written to: a path or an open binary file, and nothing that never ends."""
 
 import contextlib
 import io
@@ -41,6 +41,28 @@ def opened(source: Source) -> Iterator[IO[bytes]]:
         raise PtFileError(f"{name}: {error}") from error
 
 
+@contextlib.contextmanager
+def written(target: Source) -> Iterator[IO[bytes]]:
+    """A file to write; where the target is a path, it is there, whole, when all has gone well."""
+    if not isinstance(target, str | os.PathLike):
+        yield target
+        return
+    path = Path(target).resolve()  # what a link stands for is replaced, not the link
+    try:
+        check_regular(path)
+    except PtFileError as error:
+        raise PtFileError(f"{os.fspath(target)}: {error}") from error
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(scratch, "wb") as file:
+            yield file
+        os.replace(scratch, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            scratch.unlink()
+        raise
+
+
 def source_name(source: Source) -> str:
     """What to call it in a message."""
     return os.fspath(source) if isinstance(source, str | os.PathLike) else f"the open {type(source).__name__}"
@@ -80,13 +102,35 @@ def _check_binary(file: IO[bytes]) -> None:
         raise PtFileError("it is empty" + (", from where it stands: file.seek(0)" if file.tell() else ""))
 
 
-def _about_folder(path: Path) -> str:
-    names = {each.name for each in path.iterdir()}
+def check_folder(folder: Path) -> None:
+    """Raise PtFileError where a folder's files are parts of what is spread over processes."""
+    if spread := _spread(folder):
+        raise PtFileError(f"{folder}: {spread}")
+    for inside in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if spread := _spread(inside):
+            raise PtFileError(f"{inside}: {spread}")
+
+
+def _spread(folder: Path) -> str | None:
+    """What to do about a folder of many processes' parts; None of any other."""
+    names = {each.name for each in folder.iterdir()}
     if ".metadata" in names or any(name.endswith(".distcp") for name in names):
         return (
             "it is a folder of torch.distributed.checkpoint: "
             'torch.distributed.checkpoint.format_utils.dcp_to_torch_save(folder, "one.pt") makes one file of it'
         )
+    if any(name.endswith(("_optim_states.pt", "_model_states.pt")) for name in names):
+        return (
+            "it is a folder of DeepSpeed: zero_to_fp32.py, which DeepSpeed puts beside it, makes one file of the "
+            "weights, and ds_to_universal.py takes the optimizer's state apart by parameter"
+        )
+    return None
+
+
+def _about_folder(path: Path) -> str:
+    names = {each.name for each in path.iterdir()}
+    if spread := _spread(path):
+        return spread
     if names & {"trainer_state.json", "optimizer.pt", "optimizer.bin"}:
         return "it is the folder of a trainer's checkpoint: load_trainer(folder) reads it"
     if any("safetensors" in name for name in names):
