@@ -1,5 +1,6 @@
 """torch's format from before 1.6: five pickles one after the other, then the bytes of the storages."""
 
+import re
 from typing import IO, Any
 
 import numpy as np
@@ -10,7 +11,8 @@ from jaxopt_port.torch_interop.files.pt_types import PtFileError
 from jaxopt_port.torch_interop.files.source import size_left
 from jaxopt_port.torch_interop.files.zip_archive import read_into
 
-MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first of the pickles, a number
+HEAD = 32  # bytes that show whether it is this
+MAGIC = re.compile(rb"\x80[\2-\5](\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL)  # the first pickle, a number
 VERSION = 1001
 
 

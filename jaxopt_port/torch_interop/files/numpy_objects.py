@@ -8,7 +8,7 @@ import numpy as np
 from jaxopt_port.torch_interop.files.pt_types import PtFileError
 from jaxopt_port.torch_interop.files.unknown import Unknown
 
-MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")  # before NumPy 2, and since
+MODULES = ("numpy.core", "numpy._core")  # before NumPy 2, and since
 CODES = re.compile(r"[biu]1|[iuf][248]|c8|c16|[US][0-9]{1,8}")
 
 
@@ -43,6 +43,14 @@ def array(kind: Any, shape: Any, code: Any) -> Unfinished | Unknown:
     if isinstance(kind, Unknown) and kind.full != "numpy.ndarray":
         return Unknown(kind.module, kind.name, (shape, code))
     return Unfinished()
+
+
+def from_buffer(data: Any, element: Any, shape: Any, order: Any) -> Any:
+    """A whole array, as it is pickled since protocol 5."""
+    if isinstance(element, Unknown):
+        return Unknown("numpy", "ndarray", (), state=(data, element, shape, order))
+    view = _view(element, shape, order == "F", bytes(data) if type(data) is bytearray else data)
+    return view.astype(view.dtype.newbyteorder("="), order=order)
 
 
 def _ordered(dtype: np.dtype, state: Any) -> np.dtype:

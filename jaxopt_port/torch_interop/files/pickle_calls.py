@@ -160,10 +160,11 @@ def _parameter(data: Any, _grad: Any = True, _hooks: Any = None, state: Any = No
 
 def _from_type(function: Any, kind: Any, args: Any, state: Any) -> Any:
     """A tensor that has attributes, or is of a subclass."""
-    make = TENSORS.get(function.full) if isinstance(function, Unknown) else None
-    if make is None or not isinstance(kind, Unknown):
-        raise NotPlainError
-    return _with_attributes(kind.module, kind.name, make(*expect(args, tuple)), state)
+    if not isinstance(function, Unknown) or not isinstance(kind, Unknown):
+        raise PtFileError("a tensor without a type")
+    if function.full not in TENSORS:  # a DTensor's
+        return Unknown(kind.module, kind.name, expect(args, tuple), state=state)
+    return _with_attributes(kind.module, kind.name, TENSORS[function.full](*expect(args, tuple)), state)
 
 
 def _with_attributes(module: str, name: str, data: Any, state: Any) -> Any:
@@ -267,6 +268,7 @@ CALLS: Mapping[str, Callable[..., Any]] = {
     "builtins.slice": _numbers(slice),
     "_codecs.encode": _latin1,
     "numpy.dtype": numpy_objects.element_type,
-    **{f"{module}.scalar": numpy_objects.number for module in numpy_objects.MODULES},
-    **{f"{module}._reconstruct": numpy_objects.array for module in numpy_objects.MODULES},
+    **{f"{module}.multiarray.scalar": numpy_objects.number for module in numpy_objects.MODULES},
+    **{f"{module}.multiarray._reconstruct": numpy_objects.array for module in numpy_objects.MODULES},
+    **{f"{module}.numeric._frombuffer": numpy_objects.from_buffer for module in numpy_objects.MODULES},
 }

@@ -226,7 +226,7 @@ class PickleReader:
 
     def _count(self, args: Any) -> None:
         """Refuse a call in a loop over one long list: what is copied so often was written so often."""
-        self._copied += sum(len(each) for each in args if isinstance(each, str | bytes | list | dict))
+        self._copied += sum(len(each) for each in args if isinstance(each, str | bytes | bytearray | list | dict))
         if self._copied > COPIES * self.at:
             raise PtFileError("the pickle copies more than it holds")
 

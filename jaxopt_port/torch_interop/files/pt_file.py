@@ -54,8 +54,9 @@ def load(source: Source, *, mmap: bool = False, unknown: Literal["error", "keep"
     keep = unknown == "keep"
     with opened(source) as file:
         start = file.tell()
-        head = file.read(len(legacy_file.MAGIC))
-        if head == legacy_file.MAGIC:
+        head = file.read(legacy_file.HEAD)
+        if magic := legacy_file.MAGIC.match(head):
+            file.seek(start + magic.end())
             if mmap:
                 raise PtFileError("a file of the format from before torch 1.6 cannot be mapped: mmap=False")
             return legacy_file.read(file, keep)

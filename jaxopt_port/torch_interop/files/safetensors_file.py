@@ -111,7 +111,7 @@ def save_safetensors(tensors: Mapping[str, Any], target: Source, metadata: Mappi
 
 
 def _name(name: Any) -> str:
-    if type(name) is not str or name == "__metadata__":
+    if type(name) is not str or name == "__metadata__" or any("\ud800" <= letter <= "\udfff" for letter in name):
         raise PtFileError(f"{name!r} is not a name that a safetensors file can have")
     return name
 
@@ -197,7 +197,7 @@ def _place(name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
     if dtype is None:
         raise PtFileError(f"{name!r:.99} is of type {entry['dtype']!r:.99}, which NumPy does not have")
     numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
-    if len(offsets) != 2 or len(shape) > 64 or any(type(x) is not int or not 0 <= x < 1 << 63 for x in numbers):
+    if len(numbers) > 66 or any(type(x) is not int or not 0 <= x < 1 << 63 for x in numbers) or len(offsets) != 2:
         raise PtFileError(f"{name!r:.99} has the shape {shape!r:.99} and the place {offsets!r:.99}")
     first, last = offsets
     if last - first != math.prod(shape) * dtype.itemsize or math.prod(x for x in shape if x) >= 1 << 60:

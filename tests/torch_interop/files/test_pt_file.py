@@ -19,41 +19,14 @@ from jaxopt_port.torch_interop import PtFileError, load, save
 
 torch = pytest.importorskip("torch")
 
+from tests.torch_interop.files.same import assert_same  # noqa: E402
+
 TYPES = (
     *("float16", "bfloat16", "float32", "float64", "complex64", "complex128", "bool"),
     *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
 )
 OPTIMIZERS = [x for x in vars(torch.optim).values() if isinstance(x, type) and x is not torch.optim.Optimizer]
-
-
-def raw(x: Any) -> bytes:
-    return x.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def assert_same(ours: Any, theirs: Any) -> None:
-    """Values to the bit, dtypes, shapes, Python types and the order of keys."""
-    if isinstance(theirs, torch.Tensor):
-        name = str(theirs.dtype).removeprefix("torch.")
-        assert (ours.dtype.name, ours.shape) == (name, tuple(theirs.shape))
-        assert ours.tobytes() == raw(theirs)
-    elif isinstance(theirs, torch.dtype):
-        assert f"torch.{ours.name}" == str(theirs)
-    elif isinstance(theirs, torch.device):
-        assert ours == str(theirs)
-    elif isinstance(theirs, dict):
-        assert type(ours) is type(theirs)
-        assert list(ours) == list(theirs)
-        for key, value in theirs.items():
-            assert_same(ours[key], value)
-    elif isinstance(theirs, list | tuple):
-        assert type(ours) is (tuple if isinstance(theirs, torch.Size) else type(theirs))
-        assert len(ours) == len(theirs)
-        for one, other in zip(ours, theirs, strict=True):
-            assert_same(one, other)
-    else:
-        assert type(ours) is type(theirs)
-        assert ours == theirs
 
 
 def tensors() -> dict[str, Any]:
