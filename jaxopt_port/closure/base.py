@@ -18,14 +18,18 @@ from jaxopt_port.closure.flat import (
     flat_size,
     flatten,
     gradient,
+    largest,
     leaves_of,
     wide_enough,
 )
+from jaxopt_port.closure.line_search import rounding
 from jaxopt_port.closure.program import Program, trace
+from jaxopt_port.closure.stop import or_non_finite
 from jaxopt_port.optimizer import Algorithm, OptState
 from jaxopt_port.scalars import to_float64
 
 UNLIMITED = 2**31 - 1
+STALLED = 50  # iterations without progress
 
 
 class Limits(NamedTuple):
@@ -34,17 +38,12 @@ class Limits(NamedTuple):
     Args:
       max_iter: iterations.
       max_eval: evaluations, the first included; it is looked at between iterations.
-      max_search: evaluations of one line search beside its first.
       tolerance_grad: the largest element of a gradient that counts as zero.
-      as_torch: whether to do as torch does where a loss is not finite, or a change of it is no more than its rounding:
-        go on. A run as a whole goes around the first, sees through the second, and ends where it can do neither.
     """
 
     max_iter: jax.Array
     max_eval: jax.Array
-    max_search: jax.Array
     tolerance_grad: jax.Array
-    as_torch: bool
 
 
 class Progress(NamedTuple):
@@ -57,6 +56,9 @@ class Progress(NamedTuple):
       iters: iterations of this call.
       evals: evaluations of this call.
       slots: the algorithm's own state; its `stop` says why the call ends.
+      least_loss: of this call.
+      least_grad: the smallest largest element of a gradient in this call.
+      idle: iterations since either came down.
     """
 
     x: Leaves
@@ -65,6 +67,36 @@ class Progress(NamedTuple):
     iters: jax.Array
     evals: jax.Array
     slots: Any
+    least_loss: jax.Array
+    least_grad: jax.Array
+    idle: jax.Array
+
+    @classmethod
+    def first(cls, x: Leaves, loss: jax.Array, grad: jax.Array, slots: Any) -> "Progress":
+        """After the first evaluation."""
+        return cls(x, loss, grad, jnp.int32(0), jnp.int32(1), slots, loss, largest(grad), jnp.int32(0))
+
+    def after(self, x: Leaves, loss: jax.Array, grad: jax.Array, evals: jax.Array, slots: Any) -> "Progress":
+        """After an iteration of so many evaluations."""
+        norm = largest(grad)
+        comes_down = (loss < self.least_loss) | (norm < self.least_grad)
+        return Progress(
+            x, loss, grad, self.iters + 1, self.evals + evals, slots,
+            jnp.minimum(loss, self.least_loss), jnp.minimum(norm, self.least_grad),
+            jnp.where(comes_down, 0, self.idle + 1),
+        )  # fmt: skip
+
+    def finite(self) -> jax.Array:
+        """Whether loss and gradient are."""
+        return jnp.isfinite(self.loss) & jnp.isfinite(largest(self.grad))
+
+    def slack(self) -> jax.Array:
+        """By how much the loss may rise: to no more than the least one and its rounding."""
+        return jnp.maximum(self.least_loss + rounding(self.least_loss) - self.loss, 0)
+
+    def stalled(self) -> jax.Array:
+        """Whether a search goes to and fro within the rounding of loss and gradient."""
+        return self.idle >= STALLED
 
 
 class ClosureAlgorithm(Algorithm):
@@ -99,6 +131,12 @@ class ClosureAlgorithm(Algorithm):
           limits: of this call.
         """
         raise NotImplementedError
+
+    def run_step(
+        self, evaluate: Evaluate, at: Progress, h: SimpleNamespace, n_iter: jax.Array, limits: Limits
+    ) -> Progress:
+        """The same for one step, which may have a torch to follow."""
+        return self.run(evaluate, at, h, n_iter, limits)
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.static == getattr(other, "static", None)
@@ -177,24 +215,32 @@ class ClosureAlgorithm(Algorithm):
     ) -> tuple[Leaves, OptState]:
         """One step, given the first evaluation."""
         h = self.live_values(state, grad.dtype)
-        max_eval = jnp.int32(self.static["max_eval"])
         tolerance = self.tolerance_grad(h, state.slots, grad, state.steps[0]["n_iter"])
-        limits = Limits(jnp.int32(self.static["max_iter"]), max_eval, max_eval, tolerance, as_torch=True)
-        end = self.go(evaluate, loss, grad, state, leaves, limits)
+        limits = Limits(jnp.int32(self.static["max_iter"]), jnp.int32(self.static["max_eval"]), tolerance)
+        end = self.go(self.run_step, evaluate, loss, grad, state, leaves, limits)
         return end.x, self.ended(state, end)
 
     def go(
-        self, evaluate: Evaluate, loss: Any, grad: jax.Array, state: OptState, leaves: Leaves, limits: Limits
+        self,
+        run: Callable[..., Progress],
+        evaluate: Evaluate,
+        loss: Any,
+        grad: jax.Array,
+        state: OptState,
+        leaves: Leaves,
+        limits: Limits,
     ) -> Progress:
-        """`run` from the first evaluation on."""
-        at = Progress(leaves, jnp.asarray(loss, grad.dtype), grad, jnp.int32(0), jnp.int32(1), state.slots)
+        """`run` or `run_step` from the first evaluation on, and what of it is not finite."""
+        sign = -1 if self.static.get("maximize") else 1
 
-        def flat_evaluate(x: Leaves) -> tuple[jax.Array, jax.Array]:
-            loss, grad = evaluate(x)
-            return loss.astype(grad.dtype), grad
+        def seen(loss: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return sign * jnp.asarray(loss, grad.dtype), sign * grad
 
+        at = Progress.first(leaves, *seen(loss, grad), state.slots)
         h = self.live_values(state, grad.dtype)
-        return self.run(flat_evaluate, at, h, state.steps[0]["n_iter"], limits)
+        end = run(lambda x: seen(*evaluate(x)), at, h, state.steps[0]["n_iter"], limits)
+        stop = or_non_finite(end.slots.stop, end.loss, end.grad, *end.x)
+        return end._replace(loss=sign * end.loss, slots=end.slots._replace(stop=stop))
 
     def ended(self, state: OptState, end: Progress) -> OptState:
         """The state after a call."""

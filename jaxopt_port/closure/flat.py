@@ -99,6 +99,12 @@ def largest(x: jax.Array) -> jax.Array:
     return jnp.max(jnp.abs(x), initial=0)
 
 
+def power_of_two(x: jax.Array) -> jax.Array:
+    """The power of two at or below a number, to divide by without rounding; 1 for 0 and for what is not finite."""
+    power = jnp.ldexp(jnp.ones_like(x), jnp.frexp(x)[1] - 1)
+    return jnp.where((x > 0) & jnp.isfinite(x), power, 1)
+
+
 def _view_as_real(x: jax.Array) -> jax.Array:
     return jnp.stack([x.real, x.imag], -1) if jnp.iscomplexobj(x) else x
 
