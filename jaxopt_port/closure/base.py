@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from numbers import Integral
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +20,18 @@ from jaxopt_port.closure.flat import (
     gradient,
     largest,
     leaves_of,
+    unflat_dtype,
+    unflatten,
     wide_enough,
 )
 from jaxopt_port.closure.line_search import rounding
+from jaxopt_port.closure.placement import Zeros, check_like_params, placed_zeros
 from jaxopt_port.closure.program import Program, trace
 from jaxopt_port.closure.stop import or_non_finite
 from jaxopt_port.optimizer import Algorithm, OptState
 from jaxopt_port.scalars import to_float64
 
+REMEDY = "Make a state of these parameters with this optimizer's init."
 UNLIMITED = 2**31 - 1
 STALLED = 50  # iterations without progress
 
@@ -112,8 +116,15 @@ class ClosureAlgorithm(Algorithm):
     def __init__(self, live: Mapping[str, Any], **static: Any):
         self.live, self.static = dict(live), static
 
-    def first_slots(self, size: int, dtype: Any) -> Any:
-        """The algorithm's state before the first step."""
+    def first_slots(self, zeros: Zeros, d: Tree, size: int, dtype: Any) -> Any:
+        """The algorithm's state before the first step.
+
+        Args:
+          zeros: makes an array of a shape and a dtype.
+          d: zeros like the parameters, for the direction.
+          size: of a vector.
+          dtype: of a vector.
+        """
         raise NotImplementedError
 
     def tolerance_grad(self, h: SimpleNamespace, slots: Any, grad: jax.Array, n_iter: jax.Array) -> Any:
@@ -146,12 +157,18 @@ class ClosureAlgorithm(Algorithm):
 
     def init(self, params: Tree) -> OptState:
         with wide_enough(params):
-            leaves = leaves_of(params)
+            zeros = placed_zeros(leaves_of(params))
             return OptState(
-                steps=({"func_evals": jnp.zeros((), jnp.int32), "n_iter": jnp.zeros((), jnp.int32)},),
-                slots=self.first_slots(flat_size(leaves), flat_dtype(leaves)),
+                steps=({"func_evals": zeros((), jnp.int32), "n_iter": zeros((), jnp.int32)},),
+                slots=self._slots(params, zeros),
                 param_groups=({name: to_float64(value) for name, value in self.live.items()},),
             )
+
+    def _slots(self, params: Tree, zeros: Zeros) -> Any:
+        leaves, treedef = leaves_of(params), jax.tree.structure(params)
+        dtype = flat_dtype(leaves)
+        d = treedef.unflatten(zeros(leaf.shape, unflat_dtype(leaf, dtype), like=leaf) for leaf in leaves)
+        return self.first_slots(zeros, d, flat_size(leaves), dtype)
 
     def step(self, grads: Tree, state: OptState, params: Tree) -> tuple[Tree, OptState]:
         raise TypeError(
@@ -162,7 +179,7 @@ class ClosureAlgorithm(Algorithm):
     def step_closure(
         self, closure: Callable[..., Any], state: OptState, params: Tree, *args: Any, has_aux: bool = False
     ) -> tuple[Any, Tree, OptState]:
-        self.check_state(state)
+        self.check_state(state, params)
         with wide_enough(params):
             program, operands = trace(closure, params, args, has_aux)
             return _step_closure(self, program, has_aux, operands, state, params)
@@ -183,7 +200,7 @@ class ClosureAlgorithm(Algorithm):
                 f"{self.name} evaluates the loss several times a step: call update(grads, state, params, value=loss, "
                 "grad=grads, value_fn=closure), or optimizer.step_closure(closure, state, params)"
             )
-        self.check_state(state)
+        self.check_state(state, params)
         known = inspect.signature(value_fn).parameters
         value_fn = partial(value_fn, **{name: x for name, x in extra_args.items() if name in known})
         with wide_enough(params):
@@ -198,13 +215,26 @@ class ClosureAlgorithm(Algorithm):
             new, state = self._from(evaluate, value, flat, state, leaves)
             return treedef.unflatten(n - o for n, o in zip(new, leaves, strict=True)), state
 
-    def check_state(self, state: Any) -> None:
-        """Raise where the state is not of this kind of optimizer."""
+    def check_state(self, state: Any, params: Tree) -> None:
+        """Raise where the state is not the one that `init` makes of such parameters."""
         if not isinstance(state, OptState):
             raise TypeError(f"expected the OptState that init returned, got a {type(state).__name__}")
-        kind = type(self.first_slots(0, jnp.float32))
-        if not isinstance(state.slots, kind) or sorted(state.param_groups[0]) != sorted(self.live):
-            raise ValueError(f"the state is another optimizer's: {self.name} needs one with {kind.__name__} in slots")
+        with wide_enough(params):
+            expected = self._slots(params, jax.ShapeDtypeStruct)
+        found = state.slots
+        if type(found) is not type(expected) or sorted(state.param_groups[0]) != sorted(self.live):
+            raise ValueError(
+                f"the state is another optimizer's: {self.name} needs one with {type(expected).__name__} in slots, "
+                f"this one has {type(found).__name__}. {REMEDY}"
+            )
+        check_like_params(found.d, expected.d, params)
+        for name, array in expected._asdict().items():
+            if name != "d" and getattr(found, name).shape != array.shape:
+                self.other_shape(name, getattr(found, name).shape, array.shape)
+
+    def other_shape(self, name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> NoReturn:
+        """Raise for a slot of another shape than parameters and options make."""
+        raise ValueError(f"the state's {name} is {list(found)}, this optimizer's {list(expected)}. {REMEDY}")
 
     def live_values(self, state: OptState, dtype: Any) -> SimpleNamespace:
         """The live hyper-parameters, rounded as torch rounds a number that meets a tensor."""
@@ -236,11 +266,14 @@ class ClosureAlgorithm(Algorithm):
         def seen(loss: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
             return sign * jnp.asarray(loss, grad.dtype), sign * grad
 
-        at = Progress.first(leaves, *seen(loss, grad), state.slots)
+        like_params, treedef = jax.tree.flatten(state.slots.d)
+        slots = state.slots._replace(d=flatten(like_params, leaves))
+        at = Progress.first(leaves, *seen(loss, grad), slots)
         h = self.live_values(state, grad.dtype)
         end = run(lambda x: seen(*evaluate(x)), at, h, state.steps[0]["n_iter"], limits)
         stop = or_non_finite(end.slots.stop, end.loss, end.grad, *end.x)
-        return end._replace(loss=sign * end.loss, slots=end.slots._replace(stop=stop))
+        slots = end.slots._replace(d=treedef.unflatten(unflatten(end.slots.d, leaves)), stop=stop)
+        return end._replace(loss=sign * end.loss, slots=slots)
 
     def ended(self, state: OptState, end: Progress) -> OptState:
         """The state after a call."""
