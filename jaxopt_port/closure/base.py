@@ -25,13 +25,14 @@ from jaxopt_port.closure.flat import (
     wide_enough,
 )
 from jaxopt_port.closure.line_search import rounding
-from jaxopt_port.closure.placement import Zeros, check_like_params, placed_zeros
+from jaxopt_port.closure.placement import Make, abstract_like, check_like_params, make_like
 from jaxopt_port.closure.program import Program, trace
 from jaxopt_port.closure.stop import or_non_finite
+from jaxopt_port.number import to_float64, to_number
 from jaxopt_port.optimizer import Algorithm, OptState
-from jaxopt_port.scalars import to_float64
+from jaxopt_port.sharding import abstract, is_abstract, on_devices_of
 
-REMEDY = "Make a state of these parameters with this optimizer's init."
+REMEDY = "Make one of these parameters with this optimizer's init."
 UNLIMITED = 2**31 - 1
 STALLED = 50  # iterations without progress
 
@@ -116,11 +117,11 @@ class ClosureAlgorithm(Algorithm):
     def __init__(self, live: Mapping[str, Any], **static: Any):
         self.live, self.static = dict(live), static
 
-    def first_slots(self, zeros: Zeros, d: Tree, size: int, dtype: Any) -> Any:
+    def first_slots(self, make: Make, d: Tree, size: int, dtype: Any) -> Any:
         """The algorithm's state before the first step.
 
         Args:
-          zeros: makes an array of a shape and a dtype.
+          make: an array of a value, a shape and a dtype.
           d: zeros like the parameters, for the direction.
           size: of a vector.
           dtype: of a vector.
@@ -155,20 +156,23 @@ class ClosureAlgorithm(Algorithm):
     def __hash__(self) -> int:
         return hash((type(self), *self.static.items()))
 
+    def __repr__(self) -> str:
+        options = [f"{name}={value!r}" for name, value in {**self.live, **self.static}.items()]
+        return f"{self.name}({', '.join(options)})"
+
     def init(self, params: Tree) -> OptState:
         with wide_enough(params):
-            zeros = placed_zeros(leaves_of(params))
-            return OptState(
-                steps=({"func_evals": zeros((), jnp.int32), "n_iter": zeros((), jnp.int32)},),
-                slots=self._slots(params, zeros),
-                param_groups=({name: to_float64(value) for name, value in self.live.items()},),
-            )
+            leaves = leaves_of(params)
+            counts = {"func_evals": jnp.int32(0), "n_iter": jnp.int32(0)}
+            scalars = ((counts,), ({name: to_number(value) for name, value in self.live.items()},))
+            steps, live = abstract(scalars) if any(map(is_abstract, leaves)) else on_devices_of(leaves, scalars)
+            return OptState(steps, self._slots(params, make_like(leaves)), live)
 
-    def _slots(self, params: Tree, zeros: Zeros) -> Any:
+    def _slots(self, params: Tree, make: Make) -> Any:
         leaves, treedef = leaves_of(params), jax.tree.structure(params)
         dtype = flat_dtype(leaves)
-        d = treedef.unflatten(zeros(leaf.shape, unflat_dtype(leaf, dtype), like=leaf) for leaf in leaves)
-        return self.first_slots(zeros, d, flat_size(leaves), dtype)
+        d = treedef.unflatten(make(0, leaf.shape, unflat_dtype(leaf, dtype), like=leaf) for leaf in leaves)
+        return self.first_slots(make, d, flat_size(leaves), dtype)
 
     def step(self, grads: Tree, state: OptState, params: Tree) -> tuple[Tree, OptState]:
         raise TypeError(
@@ -220,17 +224,19 @@ class ClosureAlgorithm(Algorithm):
         if not isinstance(state, OptState):
             raise TypeError(f"expected the OptState that init returned, got a {type(state).__name__}")
         with wide_enough(params):
-            expected = self._slots(params, jax.ShapeDtypeStruct)
+            expected = self._slots(params, abstract_like)
         found = state.slots
         if type(found) is not type(expected) or sorted(state.param_groups[0]) != sorted(self.live):
-            raise ValueError(
-                f"the state is another optimizer's: {self.name} needs one with {type(expected).__name__} in slots, "
-                f"this one has {type(found).__name__}. {REMEDY}"
-            )
+            self.other_kind(found)
         check_like_params(found.d, expected.d, params)
         for name, array in expected._asdict().items():
-            if name != "d" and getattr(found, name).shape != array.shape:
-                self.other_shape(name, getattr(found, name).shape, array.shape)
+            shape = jnp.shape(getattr(found, name)) if name != "d" else ()
+            if name != "d" and shape != array.shape:
+                self.other_shape(name, shape, array.shape)
+
+    def other_kind(self, found: Any) -> NoReturn:
+        """Raise for slots of another kind."""
+        raise ValueError(f"the state is another optimizer's, with {type(found).__name__} in slots. {REMEDY}")
 
     def other_shape(self, name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> NoReturn:
         """Raise for a slot of another shape than parameters and options make."""
@@ -238,7 +244,8 @@ class ClosureAlgorithm(Algorithm):
 
     def live_values(self, state: OptState, dtype: Any) -> SimpleNamespace:
         """The live hyper-parameters, rounded as torch rounds a number that meets a tensor."""
-        return SimpleNamespace(**{name: value.astype(dtype) for name, value in state.param_groups[0].items()})
+        live = state.param_groups[0]
+        return SimpleNamespace(**{name: to_float64(number).astype(dtype) for name, number in live.items()})
 
     def _from(
         self, evaluate: Evaluate, loss: Any, grad: jax.Array, state: OptState, leaves: Leaves

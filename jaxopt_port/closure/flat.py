@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 
 from jaxopt_port.param_groups import leaf_paths
 from jaxopt_port.scalars import float64
+from jaxopt_port.sharding import is_abstract
 
 Tree = Any
 Leaves = list[jax.Array]
@@ -31,11 +32,6 @@ def leaves_of(params: Tree) -> Leaves:
                 "parameters can be optimized. Leave it out of the parameters."
             )
     return leaves
-
-
-def is_abstract(leaf: Any) -> bool:
-    """Whether there is a shape and a dtype, and no array."""
-    return isinstance(leaf, jax.ShapeDtypeStruct)
 
 
 def wide_enough(params: Tree) -> AbstractContextManager[Any]:

@@ -1,17 +1,19 @@
 r"""Limited-memory BFGS, with or without a strong-Wolfe line search: torch's step."""
 
 from collections.abc import Sequence
+from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 
 from jaxopt_port.closure import lbfgs_run
-from jaxopt_port.closure.base import ClosureAlgorithm, Limits, Progress, check_count
-from jaxopt_port.closure.flat import Evaluate, dot, largest, move
-from jaxopt_port.closure.lbfgs_memory import LBFGSState, direction, remember
+from jaxopt_port.closure.base import REMEDY, ClosureAlgorithm, Limits, Progress, check_count
+from jaxopt_port.closure.flat import Evaluate, Tree, dot, largest, move
+from jaxopt_port.closure.lbfgs_memory import LBFGSState, StrongWolfeState, direction, remember
 from jaxopt_port.closure.line_search import strong_wolfe
+from jaxopt_port.closure.placement import Make
 from jaxopt_port.closure.stop import Stop, first_of
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
@@ -26,17 +28,28 @@ class LBFGS(ClosureAlgorithm):
 
     name = "lbfgs"
 
-    def first_slots(self, size: int, dtype: Any) -> LBFGSState:
-        history = self.static["history_size"]
-
-        def zeros(*shape: int) -> jax.Array:
-            return jnp.zeros(shape, dtype)
-
-        return LBFGSState(
-            d=zeros(size), t=zeros(), old_dirs=zeros(history, size), old_stps=zeros(history, size), ro=zeros(history),
-            H_diag=jnp.ones((), dtype), prev_flat_grad=zeros(size), prev_loss=zeros(), oldest=jnp.int32(0),
-            stored=jnp.int32(0), stop=jnp.int32(Stop.NOT_YET),
+    def first_slots(self, make: Make, d: Tree, size: int, dtype: Any) -> LBFGSState:
+        rows = self.static["history_size"]
+        number, integer = partial(make, 0, (), dtype), partial(make, 0, (), jnp.int32)
+        return (StrongWolfeState if self.static["line_search_fn"] else LBFGSState)(
+            d=d, t=number(), old_dirs=make(0, (rows, size), dtype), old_stps=make(0, (rows, size), dtype),
+            ro=make(0, (rows,), dtype), H_diag=make(1, (), dtype), prev_flat_grad=make(0, (size,), dtype),
+            prev_loss=number(), oldest=integer(), stored=integer(), stop=make(Stop.NOT_YET, (), jnp.int32),
         )  # fmt: skip
+
+    def other_kind(self, found: Any) -> NoReturn:
+        if not isinstance(found, LBFGSState):
+            super().other_kind(found)
+        search = "strong_wolfe" if isinstance(found, StrongWolfeState) else None
+        here = self.static["line_search_fn"]
+        raise ValueError(f"the state is of line_search_fn={search!r}, this optimizer has {here!r}. {REMEDY}")
+
+    def other_shape(self, name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> NoReturn:
+        if name in ("old_dirs", "old_stps", "ro") and found[:1] != expected[:1]:
+            raise ValueError(
+                f"the state is of history_size={found[0]}, this optimizer has history_size={expected[0]}. {REMEDY}"
+            )
+        super().other_shape(name, found, expected)
 
     def run(self, evaluate: Evaluate, at: Progress, h: SimpleNamespace, n_iter: jax.Array, limits: Limits) -> Progress:
         return lbfgs_run.run(evaluate, at, h, n_iter, limits, self.static["line_search_fn"] is not None)
@@ -127,6 +140,7 @@ def lbfgs(
     history_size: int = 100,
     line_search_fn: str | None = None,
     *,
+    maximize: bool = False,
     param_groups: Sequence[ParamGroup] = (),
 ) -> Optimizer:
     r"""Limited-memory BFGS: torch.optim.LBFGS.
@@ -157,6 +171,8 @@ def lbfgs(
       tolerance_change: a step ends where no parameter, or the loss, moves by more; live.
       history_size: pairs of vectors to remember; static.
       line_search_fn: `"strong_wolfe"` or None; static.
+      maximize: climb instead; the loss that is returned is the closure's own, those in the state are negated, as are
+        the gradients; static.
       param_groups: not supported, as in torch.
 
     Returns:
@@ -193,5 +209,6 @@ def lbfgs(
         max_eval=max_eval,
         history_size=history_size,
         line_search_fn=line_search_fn,
+        maximize=maximize,
     )
     return Optimizer(algorithm.init, algorithm.update)

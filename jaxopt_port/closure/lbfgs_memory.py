@@ -1,7 +1,7 @@
 """The memory of L-BFGS: the last steps, and the direction that they make of a gradient."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ class LBFGSState(NamedTuple):
     """torch's state, by torch's names; its lists are ring buffers, `history_size` rows of one vector each.
 
     Args:
-      d: the last direction.
+      d: the last direction, a tree like the parameters; complex where they are, float32 where they have 16 bits.
       t: the last step length.
       old_dirs: differences of gradients.
       old_stps: differences of parameters.
@@ -29,7 +29,7 @@ class LBFGSState(NamedTuple):
       stop: why the last call ended, a `Stop`.
     """
 
-    d: jax.Array
+    d: Any
     t: jax.Array
     old_dirs: jax.Array
     old_stps: jax.Array
@@ -40,6 +40,12 @@ class LBFGSState(NamedTuple):
     oldest: jax.Array
     stored: jax.Array
     stop: jax.Array
+
+
+class StrongWolfeState(LBFGSState):
+    """The same of steps with a line search."""
+
+    __slots__ = ()
 
 
 def remember(s: LBFGSState, grad: jax.Array, learn: Learn) -> LBFGSState:

@@ -1,6 +1,7 @@
 r"""Nonlinear conjugate gradients, with a strong-Wolfe line search."""
 
 from collections.abc import Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -8,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_port.closure.base import UNLIMITED, ClosureAlgorithm, Limits, Progress, check_count
-from jaxopt_port.closure.flat import Evaluate, dot, largest, move, power_of_two
+from jaxopt_port.closure.flat import Evaluate, Tree, dot, largest, move, power_of_two
 from jaxopt_port.closure.line_search import MAX_SEARCH, Found, strong_wolfe
+from jaxopt_port.closure.placement import Make
 from jaxopt_port.closure.stop import Stop, first_of
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
@@ -25,7 +27,7 @@ class NonlinearCGState(NamedTuple):
     """The state of nonlinear conjugate gradients.
 
     Args:
-      d: the last direction.
+      d: the last direction, a tree like the parameters; complex where they are, float32 where they have 16 bits.
       t: the last step length.
       descent: the first-order change of the loss in the last step, `t g^T d`.
       prev_flat_grad: the gradient from which the last step started.
@@ -37,7 +39,7 @@ class NonlinearCGState(NamedTuple):
       stop: why the last call ended, a `Stop`.
     """
 
-    d: jax.Array
+    d: Any
     t: jax.Array
     descent: jax.Array
     prev_flat_grad: jax.Array
@@ -59,13 +61,12 @@ class NonlinearCG(ClosureAlgorithm):
 
     name = "nonlinear_cg"
 
-    def first_slots(self, size: int, dtype: Any) -> NonlinearCGState:
-        def zeros(*shape: int) -> jax.Array:
-            return jnp.zeros(shape, dtype)
-
+    def first_slots(self, make: Make, d: Tree, size: int, dtype: Any) -> NonlinearCGState:
+        number = partial(make, 0, (), dtype)
         return NonlinearCGState(
-            d=zeros(size), t=zeros(), descent=zeros(), prev_flat_grad=zeros(size), prev_loss=zeros(),
-            grad_scale=zeros(), since_restart=jnp.int32(0), failed=jnp.int32(0), stop=jnp.int32(Stop.NOT_YET),
+            d=d, t=number(), descent=number(), prev_flat_grad=make(0, (size,), dtype), prev_loss=number(),
+            grad_scale=number(), since_restart=make(0, (), jnp.int32), failed=make(0, (), jnp.int32),
+            stop=make(Stop.NOT_YET, (), jnp.int32),
         )  # fmt: skip
 
     def tolerance_grad(self, h: SimpleNamespace, slots: NonlinearCGState, grad: jax.Array, n_iter: jax.Array) -> Any:
