@@ -26,7 +26,7 @@ from jaxopt_port.closure.flat import (
 )
 from jaxopt_port.closure.line_search import rounding
 from jaxopt_port.closure.placement import Make, abstract_like, check_like_params, make_like
-from jaxopt_port.closure.program import Program, trace
+from jaxopt_port.closure.program import Program, Traces
 from jaxopt_port.closure.stop import or_non_finite
 from jaxopt_port.number import to_float64, to_number
 from jaxopt_port.optimizer import Algorithm, OptState
@@ -115,7 +115,7 @@ class ClosureAlgorithm(Algorithm):
     name: str  # of the factory, for messages
 
     def __init__(self, live: Mapping[str, Any], **static: Any):
-        self.live, self.static = dict(live), static
+        self.live, self.static, self.traces = dict(live), static, Traces()
 
     def first_slots(self, make: Make, d: Tree, size: int, dtype: Any) -> Any:
         """The algorithm's state before the first step.
@@ -149,6 +149,9 @@ class ClosureAlgorithm(Algorithm):
     ) -> Progress:
         """The same for one step, which may have a torch to follow."""
         return self.run(evaluate, at, h, n_iter, limits)
+
+    def __reduce__(self) -> Any:
+        return partial(type(self), self.live, **self.static), ()
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.static == getattr(other, "static", None)
@@ -185,7 +188,7 @@ class ClosureAlgorithm(Algorithm):
     ) -> tuple[Any, Tree, OptState]:
         self.check_state(state, params)
         with wide_enough(params):
-            program, operands = trace(closure, params, args, has_aux)
+            program, operands = self.traces(closure, params, args, has_aux)
             return _step_closure(self, program, has_aux, operands, state, params)
 
     def update(self, updates: Tree, state: Any, params: Tree | None = None, **extra_args: Any) -> tuple[Tree, Any]:
