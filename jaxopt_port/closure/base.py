@@ -20,6 +20,7 @@ from jaxopt_port.closure.flat import (
     gradient,
     largest,
     leaves_of,
+    sharded_like,
     unflat_dtype,
     unflatten,
     wide_enough,
@@ -274,10 +275,11 @@ class ClosureAlgorithm(Algorithm):
         sign = -1 if self.static.get("maximize") else 1
 
         def seen(loss: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return sign * jnp.asarray(loss, grad.dtype), sign * grad
+            check_not_varying(self.name, loss, grad)
+            return sign * jnp.asarray(loss, grad.dtype), sharded_like(sign * grad, state.slots.prev_flat_grad)
 
         like_params, treedef = jax.tree.flatten(state.slots.d)
-        slots = state.slots._replace(d=flatten(like_params, leaves))
+        slots = state.slots._replace(d=sharded_like(flatten(like_params, leaves), state.slots.prev_flat_grad))
         at = Progress.first(leaves, *seen(loss, grad), slots)
         h = self.live_values(state, grad.dtype)
         end = run(lambda x: seen(*evaluate(x)), at, h, state.steps[0]["n_iter"], limits)
@@ -290,6 +292,22 @@ class ClosureAlgorithm(Algorithm):
         counts = state.steps[0]
         steps = {"func_evals": counts["func_evals"] + end.evals, "n_iter": counts["n_iter"] + end.iters}
         return OptState((steps,), end.slots, state.param_groups)
+
+
+def check_not_varying(name: str, loss: Any, grad: jax.Array) -> None:
+    """Raise under `shard_map` where every device has a loss or a gradient of its own.
+
+    Raises:
+      ValueError: names the mesh axes, and what to do.
+    """
+    kinds = [getattr(jax.typeof(x), "manual_axis_type", None) for x in (loss, grad)]
+    axes = sorted({axis for kind in kinds for axis in getattr(kind, "varying", ())})
+    if axes:
+        raise ValueError(
+            f"{name} was called under shard_map with a loss that differs along the mesh axes {', '.join(axes)}: every "
+            f"device would search for itself. Return the mean from the closure, jax.lax.pmean(loss, {axes[0]!r}), with "
+            "parameters that are whole on every device; or call it outside of shard_map, in a jit with sharded arrays"
+        )
 
 
 def check_count(name: str, value: Any, at_least: int) -> None:

@@ -56,13 +56,12 @@ def flat_size(leaves: Leaves) -> int:
 
 
 def flatten(grads: Sequence[jax.Array | None], leaves: Leaves) -> jax.Array:
-    """The gradient of every leaf as one vector, zeros for None. Explicit mesh axes do not divide it."""
+    """The gradient of every leaf as one vector, zeros for None; whole, on explicit mesh axes."""
     dtype = flat_dtype(leaves)
     parts = []
     for grad, leaf in zip(grads, leaves, strict=True):
         real = _view_as_real(jnp.zeros_like(leaf) if grad is None else grad)
-        whole = _sharded(real, jax.typeof(real).sharding.update(spec=PartitionSpec()))
-        parts.append(whole.reshape(-1).astype(dtype))
+        parts.append(_whole(real).reshape(-1).astype(dtype))
     return parts[0] if len(parts) == 1 else jnp.concatenate([*parts, jnp.zeros(0, dtype)])
 
 
@@ -113,11 +112,11 @@ def power_of_two(x: jax.Array) -> jax.Array:
 
 def _parts(vector: jax.Array, leaves: Leaves) -> Iterator[tuple[jax.Array, jax.Array]]:
     """Every leaf with its part of the vector, as real numbers in the leaf's sharding."""
-    offset = 0
+    vector, offset = _whole(vector), 0
     for leaf in leaves:
         real = _view_as_real(leaf)
         part = vector[offset : offset + real.size].reshape(real.shape)
-        yield leaf, _sharded(part, jax.typeof(real).sharding)
+        yield leaf, sharded_like(part, real)
         offset += real.size
 
 
@@ -129,6 +128,14 @@ def _view_as_real(x: jax.Array) -> jax.Array:
     return jnp.stack([x.real, x.imag], -1) if jnp.iscomplexobj(x) else x
 
 
-def _sharded(x: jax.Array, sharding: Any) -> jax.Array:
+def sharded_like(x: jax.Array, other: jax.Array) -> jax.Array:
     """An array in the sharding of another's type, which says something on a mesh with explicit axes alone."""
+    return _sharded(x, jax.typeof(other).sharding)
+
+
+def _whole(x: jax.Array) -> jax.Array:
+    return _sharded(x, jax.typeof(x).sharding.update(spec=PartitionSpec()))
+
+
+def _sharded(x: jax.Array, sharding: Any) -> jax.Array:
     return x if sharding.mesh.empty else jax.sharding.reshard(x, sharding)

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxopt_port.closure.flat import Leaves, Tree, flat_size
 from jaxopt_port.param_groups import leaf_paths
@@ -30,14 +30,13 @@ def make_like(leaves: Leaves) -> Make:
     """A `Make` on the devices of the parameters; for abstract ones it makes shapes and dtypes.
 
     What is `like` a parameter is sharded as that is. What has a vector over all of them as its last axis is divided
-    along the mesh axes that divide any of them, as far as its length can be, and on explicit axes not at all. Anything
-    else is whole.
+    along the mesh axes that divide any of them, as far as its length can be. Anything else is whole.
     """
     size, shardings = flat_size(leaves), [_sharding(leaf) for leaf in leaves]
-    of_vectors = _of_vectors([each for each in shardings if each is not None], size)
+    of_arrays = _of_arrays([each for each in shardings if each is not None], size)
 
     def make(value: float, shape: tuple[int, ...], dtype: Any, *, like: Any = None) -> Any:
-        sharding = of_vectors(len(shape) if shape[-1:] == (size,) else 0) if like is None else _sharding(like)
+        sharding = of_arrays(len(shape), shape[-1:] == (size,)) if like is None else _sharding(like)
         if any(map(is_abstract, leaves)):
             return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
         return jnp.full(shape, value, dtype, device=sharding)
@@ -52,23 +51,24 @@ def _sharding(leaf: Any) -> Any:
     return leaf.sharding if is_known(leaf) and leaf.committed else None
 
 
-def _of_vectors(shardings: list[Any], size: int) -> Callable[[int], Any]:
-    """The sharding of an array whose last of so many axes is a vector; of 0 axes, of a number."""
+def _of_arrays(shardings: list[Any], size: int) -> Callable[[int, bool], Any]:
+    """The sharding of an array of so many axes, the last of which may be a vector."""
     meshes = [sharding for sharding in shardings if isinstance(sharding, NamedSharding)]
     if not meshes:
         one = shardings[0] if shardings and len(shardings[0].device_set) == 1 else None
-        return lambda ndim: one
+        return lambda ndim, is_vector: one
     mesh = max((sharding.mesh for sharding in meshes), key=lambda mesh: mesh.size)
     used = {axis for sharding in meshes for axis in _axes(sharding.spec)}
     axes: list[str] = []
-    for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True):
-        if axis in used and kind == AxisType.Auto and size % prod(mesh.shape[name] for name in [*axes, axis]) == 0:
+    for axis in mesh.axis_names:
+        if axis in used and size % prod(mesh.shape[name] for name in [*axes, axis]) == 0:
             axes.append(axis)
 
-    def of_vectors(ndim: int) -> NamedSharding:
-        return NamedSharding(mesh, PartitionSpec(*[None] * (ndim - 1), tuple(axes)) if ndim else PartitionSpec())
+    def of_arrays(ndim: int, is_vector: bool) -> NamedSharding:
+        last = (axes[0] if len(axes) == 1 else tuple(axes)) if axes and is_vector else None
+        return NamedSharding(mesh, PartitionSpec(*[None] * (ndim - 1), last) if ndim else PartitionSpec())
 
-    return of_vectors
+    return of_arrays
 
 
 def _axes(spec: PartitionSpec) -> list[str]:
