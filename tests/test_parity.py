@@ -48,8 +48,8 @@ STEPS = 1000
 # last bit becomes 1 in 256, and after a hundred steps all three runs are as far apart as they will be; which two are
 # nearer is chance.
 FACTOR = {"adafactor": 2.0, "muon": 1.5}
-# torch's own kernels without FMA, and oneDNN's bfloat16 products, which are Muon's, without AVX-512 and AMX. A host that
-# has those instructions sums the products in another order.
+# torch's own kernels without FMA, and oneDNN's bfloat16 products, which are Muon's, without AVX-512 and AMX, with which
+# they are summed in another order.
 FEWER_INSTRUCTIONS = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 
 

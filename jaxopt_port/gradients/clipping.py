@@ -188,7 +188,9 @@ def _norm(x: jax.Array, p: float) -> jax.Array:
         )
     dtype = jnp.finfo(x.dtype).dtype
     size = jnp.abs(x).astype(widened(dtype))
-    if p == math.inf:
+    if x.size == 1 and p != 0:  # neither powers, which overflow, nor roots
+        total = size.reshape(())
+    elif p == math.inf:
         total = jnp.max(size)
     elif p == -math.inf:
         total = jnp.min(size)
@@ -196,11 +198,32 @@ def _norm(x: jax.Array, p: float) -> jax.Array:
         total = jnp.sum(size != 0)
     elif p == 1:
         total = jnp.sum(size)
-    elif p == 2:
-        total = jnp.sqrt(jnp.sum(size * size))
     else:
-        total = jnp.sum(size**p) ** (1 / p)
+        total = _root_of_powers(size, p)
     return total.astype(dtype)
+
+
+def _root_of_powers(size: jax.Array, p: float) -> jax.Array:
+    r"""(\sum size^p)^{1/p}, with torch's subnormal powers, which XLA takes for zeros on a CPU.
+
+    They are whole numbers of the smallest subnormal; as such, from larger numbers, they are added up again. (In the
+    same pass: a second one over `size`, where it is needed, would cost as much.)
+    """
+
+    def power(x: jax.Array) -> jax.Array:
+        return x * x if p == 2 else x**p
+
+    def root(x: jax.Array) -> jax.Array:
+        return jnp.sqrt(x) if p == 2 else x ** (1 / p)
+
+    total = jnp.sum(power(size))
+    if abs(p) < 1:  # no such power of a normal number is subnormal
+        return root(total)
+    info = jnp.finfo(size.dtype)
+    larger = 2.0 ** round(-0.8 * info.minexp / p)
+    unit = float(info.smallest_subnormal) * larger**p
+    small = root(jnp.sum(jnp.round(power(size * larger) / unit)) * unit) / larger
+    return jnp.where(total < info.tiny / info.eps, small, root(total))
 
 
 def _check_finite(total: jax.Array, norm_type: float) -> None:
