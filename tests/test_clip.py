@@ -221,3 +221,15 @@ def test_in_jit_with_a_traced_maximum_and_integers_beside():
     assert total == norm
     assert eager["n"].dtype == jax.dtypes.float0
     assert clipped.dtype == jnp.float32
+
+
+def test_a_small_norm_through_transformations():
+    """The second sum is in a branch of its own."""
+    grads = {"a": jnp.full((2, 3), 1e-20), "b": jnp.array([2e-20, 0.0])}
+    expected = np.float32(np.sqrt(10) * 1e-20)
+    many = jax.tree.map(lambda g: jnp.stack([g, 1e25 * g]), grads)
+    for function in (optim.get_total_norm, jax.jit(optim.get_total_norm)):
+        np.testing.assert_allclose(function(grads), expected, 1e-5)
+        np.testing.assert_allclose(jax.vmap(function)(many), [expected, 1e25 * expected], 1e-5)
+        slope = jax.grad(lambda scale: function(jax.tree.map(lambda g: scale * g, grads)))
+        np.testing.assert_allclose(slope(1e25), expected, 1e-5)
