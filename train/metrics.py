@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+import jaxopt_port
 from train.config import Config
 from train.epoch import Epoch
 from train.errors import UsageError
@@ -23,7 +24,8 @@ def create_folder(config: Config) -> Path:
         **dataclasses.asdict(config),
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("jaxopt_port", "jax", "flax", "numpy")},
+            "jaxopt_port": jaxopt_port.__version__,  # also of a checkout that is not installed
+            **{name: version(name) for name in ("jax", "flax", "numpy")},
         },
         "device": jax.devices()[0].device_kind,
     }
