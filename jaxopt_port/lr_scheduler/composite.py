@@ -35,7 +35,7 @@ class Composite(Scheduler):
             part.undo(inner)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SequentialLR(Composite):
     """torch's SequentialLR, see `sequential_lr`."""
 
@@ -92,7 +92,7 @@ class SequentialLR(Composite):
         return inner, copies, list(inner[index]["_last_lr"])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ChainedScheduler(Composite):
     """torch's ChainedScheduler, see `chained_scheduler`."""
 

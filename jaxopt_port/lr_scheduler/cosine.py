@@ -9,7 +9,7 @@ from jaxopt_port.lr_scheduler.double import Float, cos, either, int_log, python_
 from jaxopt_port.lr_scheduler.scheduler import Groups, LRScheduler, Sched, Scheduler, factory, lrs, per_group
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class CosineAnnealingLR(LRScheduler):
     """torch's CosineAnnealingLR, see `cosine_annealing_lr`."""
 
@@ -48,7 +48,7 @@ class CosineAnnealingLR(LRScheduler):
         return lrs(groups)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class CosineAnnealingWarmRestarts(LRScheduler):
     """torch's CosineAnnealingWarmRestarts, see `cosine_annealing_warm_restarts`."""
 
@@ -93,7 +93,7 @@ class CosineAnnealingWarmRestarts(LRScheduler):
         return either(epoch >= T_0, later, lambda: [1.0 * epoch, float(T_0)])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SWALR(LRScheduler):
     """torch's SWALR, see `swalr`."""
 

@@ -38,7 +38,7 @@ def _set_momentum(group: dict[str, Any], value: Float) -> None:
         group["momentum"] = value
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class CyclicLR(LRScheduler):
     """torch's CyclicLR, see `cyclic_lr`."""
 
@@ -104,7 +104,7 @@ class CyclicLR(LRScheduler):
         return [low + (high - low) * x * height for low, high in zip(s["base_lrs"], s["max_lrs"], strict=True)]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class OneCycleLR(LRScheduler):
     """torch's OneCycleLR, see `one_cycle_lr`."""
 

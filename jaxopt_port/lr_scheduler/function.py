@@ -12,7 +12,7 @@ from jaxopt_port.lr_scheduler.scheduler import GROUP_ORDER, Groups, LRScheduler,
 Function = Callable[[Any], Any]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LambdaLR(LRScheduler):
     """torch's LambdaLR, see `lambda_lr`."""
 
@@ -61,7 +61,7 @@ class MultiplicativeLR(LambdaLR):
         return lrs(groups)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Table:
     """A function of an epoch, and under jit its values: see `tabulate`."""
 

@@ -9,7 +9,7 @@ from jaxopt_port.lr_scheduler.double import Condition, Float, either, python_max
 from jaxopt_port.lr_scheduler.scheduler import GROUP_ORDER, Groups, Sched, Scheduler, factory, lrs, per_group
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ReduceLROnPlateau(Scheduler):
     """torch's ReduceLROnPlateau, see `reduce_lr_on_plateau`."""
 

@@ -51,6 +51,12 @@ class Scheduler:
     between_epochs: ClassVar[bool] = False
     """Whether `step_to` takes an epoch between two."""
 
+    def __repr__(self) -> str:
+        arguments = {each.name: getattr(self, each.name) for each in fields(self)}  # pyright: ignore[reportArgumentType]
+        if arguments.get("last_epoch") == -1:
+            del arguments["last_epoch"]
+        return f"{self.name}({', '.join(f'{name}={value!r}' for name, value in arguments.items())})"
+
     @property
     def name(self) -> str:
         """torch's class."""
@@ -403,6 +409,6 @@ def _check(**states: Any) -> None:
                 raise TypeError(f"{name} is {what}: restore a state with what init returned as the target, uncast")
             if shape != ([4] if is_number(x) else []):
                 raise ValueError(
-                    f"{name} is {dtype}{shape}, not one number. For states that vmap made, call the scheduler inside "
-                    "jax.vmap"
+                    f"{name} is of shape {shape[:-1] if is_number(x) else shape}, not one number. For states that vmap "
+                    "made, call the scheduler inside jax.vmap"
                 )

@@ -9,7 +9,7 @@ from jaxopt_port.lr_scheduler.double import Float, count, either
 from jaxopt_port.lr_scheduler.scheduler import Groups, LRScheduler, Sched, Scheduler, factory, lrs
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class StepLR(LRScheduler):
     """torch's StepLR, see `step_lr`."""
 
@@ -25,7 +25,7 @@ class StepLR(LRScheduler):
         return [base_lr * self.gamma ** (s["last_epoch"] // self.step_size) for base_lr in s["base_lrs"]]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class MultiStepLR(LRScheduler):
     """torch's MultiStepLR, see `multi_step_lr`."""
 
@@ -42,7 +42,7 @@ class MultiStepLR(LRScheduler):
         return [base_lr * self.gamma**times for base_lr in s["base_lrs"]]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ExponentialLR(LRScheduler):
     """torch's ExponentialLR, see `exponential_lr`."""
 

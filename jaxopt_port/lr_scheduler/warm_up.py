@@ -6,7 +6,7 @@ from jaxopt_port.lr_scheduler.double import Float, either, python_min
 from jaxopt_port.lr_scheduler.scheduler import Groups, LRScheduler, Sched, Scheduler, factory, lrs
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ConstantLR(LRScheduler):
     """torch's ConstantLR, see `constant_lr`."""
 
@@ -26,7 +26,7 @@ class ConstantLR(LRScheduler):
         return [base_lr * (self.factor + over * (1 - self.factor)) for base_lr in s["base_lrs"]]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LinearLR(LRScheduler):
     """torch's LinearLR, see `linear_lr`."""
 
@@ -57,7 +57,7 @@ class LinearLR(LRScheduler):
         return either(at_0, lambda: [group["lr"] * self.start_factor for group in groups], lambda: lrs(groups))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PolynomialLR(LRScheduler):
     """torch's PolynomialLR, see `polynomial_lr`."""
 

@@ -49,7 +49,7 @@ def load_scheduler(
 
     Args:
       scheduler: made with torch's arguments.
-      state_dict: torch's, of a scheduler of the same class.
+      state_dict: torch's, of a scheduler of the same class. (A LambdaLR's and a MultiplicativeLR's look the same.)
       state: the optimizer's state, from `load_optimizer`, or a pytree with it inside. It is left as it is.
       optimizer_state_dict: torch's of the optimizer: there torch keeps `initial_lr` and what else schedulers add. Its
         rates are the last ones of an old scheduler that kept none.
@@ -169,7 +169,8 @@ def _loaded(scheduler: Scheduler, s: Sched, state_dict: Mapping[str, Any], rates
     missing = [key for key in s if key not in state_dict]
     if unknown or missing:
         what = f"has {', '.join(unknown)}" if unknown else f"has no {', '.join(missing)}"
-        theirs = next((f", but of a {SHOWS[key]}" for key in SHOWS if key in state_dict), "")
+        whose = next((SHOWS[key] for key in SHOWS if key in state_dict), scheduler.name)
+        theirs = "" if whose == scheduler.name else f", but of a {whose}"
         raise ValueError(f"the state dict is not of a {scheduler.name}{theirs}: it {what}")
     for key, ours in scheduler.options.items():
         if key in state_dict and key not in (*FUNCTIONS, "_schedulers") and _plain(state_dict[key]) != _plain(ours):
@@ -181,6 +182,8 @@ def _loaded(scheduler: Scheduler, s: Sched, state_dict: Mapping[str, Any], rates
     for key, old in s.items():
         new = state_dict[key]
         if key == "_schedulers":
+            if len(new) != len(old):
+                raise ValueError(f"the state dict is of a {scheduler.name} of {len(new)} schedulers, not of {len(old)}")
             parts = zip(scheduler.options[key], old, new, strict=True)
             loaded[key] = [_loaded(part, one, theirs, rates) for part, one, theirs in parts]
         elif not isinstance(old, list):
