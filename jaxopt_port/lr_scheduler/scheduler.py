@@ -331,29 +331,18 @@ def per_group(name: str, groups: Groups, value: Any) -> list[float]:
 
 
 def _scheduled(optimizer: OptState) -> Groups:
-    """What schedulers read and set, without the boxes that nnx.Optimizer puts around every array of its state."""
-
-    def unboxed(value: Any) -> Any:
-        (array,) = jax.tree.leaves(value)
-        return Number(array) if is_number(value) else array
-
+    """What schedulers read and set."""
     return [
-        {
-            name: list(map(unboxed, value)) if name == "betas" else unboxed(value)
-            for name, value in group.items()
-            if name in SCHEDULED
-        }
+        {name: list(value) if name == "betas" else value for name, value in group.items() if name in SCHEDULED}
         for group in optimizer.param_groups
     ]
 
 
 def _with(optimizer: OptState, live: Groups) -> OptState:
     """The optimizer's state with these rates and momenta."""
-    new = [
-        {**group, **{name: jax.tree.structure(group[name]).unflatten(jax.tree.leaves(values[name])) for name in values}}
-        for group, values in zip(optimizer.param_groups, live, strict=True)
-    ]
-    return optimizer._replace(param_groups=tuple(new))
+    new = ({name: tuple(value) if name == "betas" else value for name, value in values.items()} for values in live)
+    param_groups = tuple({**group, **values} for group, values in zip(optimizer.param_groups, new, strict=True))
+    return optimizer._replace(param_groups=param_groups)
 
 
 def _join(live: Groups, added: Groups) -> Groups:
@@ -370,40 +359,35 @@ def _split(groups: Groups) -> tuple[Groups, Groups]:
 
 def _encoded(new: Any, before: Any = None, old: Any = None) -> Any:
     """The tree `new` of numbers as arrays and `Number`s: those of `old` where a number is still that of `before`."""
-    leaves, treedef = jax.tree.flatten(new)
-    if treedef != jax.tree.structure(old, is_leaf=is_number):  # add_param_group has made another group
-        before = old = None
-    states: list[Any] = [None] * len(leaves) if old is None else jax.tree.leaves(old, is_leaf=is_number)
-    unchanged = [None] * len(leaves) if old is None else jax.tree.leaves(before)
-    moved = [i for i, (x, was) in enumerate(zip(leaves, unchanged, strict=True)) if x is not was]
-    made = [_encode(leaves[i], states[i]) for i in moved]
-    like = [states[i] for i in moved]
-    placed = in_place_of(jax.tree.leaves(like, is_leaf=lambda x: x is None), jax.tree.leaves(made))
-    for i, x in zip(moved, jax.tree.structure(made).unflatten(placed), strict=True):
-        states[i] = x
-    return treedef.unflatten(states)
+    paths = jax.tree_util.tree_flatten_with_path(old, is_leaf=is_number)[0]
+    known = {path: (x, number) for (path, x), number in zip(paths, jax.tree.leaves(before), strict=True)}
+
+    def encoded(path: Any, x: Float) -> Any:
+        was, number = known.get(path, (None, None))  # add_param_group may have made another group
+        return was if x is number else _encode(x, was)
+
+    return jax.tree.map_with_path(encoded, new)
 
 
 def _encode(x: Float, old: Any) -> Any:
-    """A number in the form of the old one; the first time integers as int32."""
-    integer = isinstance(x, int) if old is None else not is_number(old)
+    """A number in the form of the old one, on its devices; the first time integers as int32."""
     value = x.value if isinstance(x, Double) else x
-    if old is not None and not is_number(old) and old.dtype == np.float64:  # TRANSITION
-        return value if isinstance(value, jax.Array) else np.float64(value)
-    if integer:
-        return value.astype(jnp.int32) if isinstance(value, jax.Array) else np.int32(value)
-    return to_number(value if isinstance(value, jax.Array) else float(value))
+    if is_number(old):
+        return in_place_of(old, value)
+    if old is None and not isinstance(x, int):
+        return to_number(value)
+    new = value.astype(jnp.int32) if isinstance(value, jax.Array) else jnp.asarray(np.int32(value))
+    committed = isinstance(old, jax.Array) and is_known(old) and is_known(new) and old.committed
+    return jax.device_put(new, old.sharding) if committed else new
 
 
 def _check(**states: Any) -> None:
     """That every array is one number, and every float in the form that it was made in."""
     for owner, state in states.items():
         for path, x in jax.tree_util.tree_flatten_with_path(state, is_leaf=is_number)[0]:
-            array = x.parts if is_number(x) else x
+            (array,) = jax.tree.leaves(x)  # nnx.Optimizer puts a box around the array of a Number
             name = f"{jax.tree_util.keystr(path)} of the {owner}'s state"
             dtype, shape = getattr(array, "dtype", type(array).__name__), list(np.shape(array))
-            if not is_number(x) and x.dtype == np.float64 and owner == "optimizer":  # TRANSITION
-                continue
             if dtype != (jnp.float32 if is_number(x) else jnp.int32):
                 what = f"a Number of {dtype}" if is_number(x) else f"{dtype}{shape}, not a Number"
                 raise TypeError(f"{name} is {what}: restore a state with what init returned as the target, uncast")

@@ -237,10 +237,10 @@ def theirs(spec: Spec, optimizer: Any) -> Any:
     return getattr(home, name)(optimizer, **options)
 
 
-def optimizer_state(name: str) -> optim.OptState:
+def optimizer_state(name: str, momentum: float = 0.9) -> optim.OptState:
     others = [optim.ParamGroup("b", lr=GROUPS[1]["lr"])]
     if name == "sgd":
-        optimizer = optim.sgd(lr=GROUPS[0]["lr"], momentum=0.9, param_groups=others)
+        optimizer = optim.sgd(lr=GROUPS[0]["lr"], momentum=momentum, param_groups=others)
     else:
         optimizer = optim.adam(lr=GROUPS[0]["lr"], param_groups=others)
     return optimizer.init({"a": jnp.ones(2), "b": jnp.ones(3)})
