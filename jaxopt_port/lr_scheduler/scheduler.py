@@ -27,7 +27,10 @@ Sched = dict[str, Any]
 Groups = list[dict[str, Any]]
 
 SCHEDULED = ("lr", "momentum", "betas")
-GROUP_ORDER = " (group 0 is the default group, then come the ParamGroups in order)"
+GROUP_ORDER = (
+    " (group 0 is the default group, then come the ParamGroups in order: those that are frozen or have no parameters "
+    "count too, and take any value)"
+)
 
 
 class Scheduler:

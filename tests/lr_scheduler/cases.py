@@ -350,6 +350,14 @@ def scan_values(case: Case, steps: int, epochs: list[Any] | None = None) -> tupl
     return np.concatenate([float64s(run.values(start))[None], float64s(values)]), end
 
 
+def assert_rates(actual: Any, expected: Any) -> None:
+    """Rates of a trace are torch's bits on a CPU; on a GPU `cos` and `pow` of float64 are an ulp off."""
+    if jax.default_backend() == "cpu":
+        assert differing(np.asarray(actual), np.asarray(expected)) == 0
+    else:
+        np.testing.assert_allclose(actual, expected, rtol=1e-10, atol=1e-15)
+
+
 def differing(actual: np.ndarray, expected: np.ndarray) -> int:
     """How many of the float64 values differ."""
     assert actual.dtype == expected.dtype == np.float64

