@@ -166,11 +166,12 @@ def _loaded(scheduler: Scheduler, s: Sched, state_dict: Mapping[str, Any], rates
     if "_last_lr" in s:  # ReduceLROnPlateau may have none before its first step, nor any scheduler of torch 1.3
         state_dict = {"_last_lr": rates, **state_dict}
     unknown = [key for key in state_dict if key not in (*scheduler.options, *s, *FLAGS)]
-    missing = [key for key in s if key not in state_dict]
+    shows = [key for key, name in SHOWS.items() if scheduler.name in name.split(" or ")]
+    missing = [key for key in dict.fromkeys([*shows, *s]) if key not in state_dict]
     if unknown or missing:
         what = f"has {', '.join(unknown)}" if unknown else f"has no {', '.join(missing)}"
-        whose = next((SHOWS[key] for key in SHOWS if key in state_dict), scheduler.name)
-        theirs = "" if whose == scheduler.name else f", but of a {whose}"
+        whose = next((SHOWS[key] for key in SHOWS if key in state_dict), "")
+        theirs = f", but of a {whose}" if whose and scheduler.name not in whose.split(" or ") else ""
         raise ValueError(f"the state dict is not of a {scheduler.name}{theirs}: it {what}")
     for key, ours in scheduler.options.items():
         if key in state_dict and key not in (*FUNCTIONS, "_schedulers") and _plain(state_dict[key]) != _plain(ours):
