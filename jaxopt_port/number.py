@@ -64,7 +64,7 @@ def to_number(value: Scalar) -> Number:
       ValueError: a magnitude that a float32 does not have. In a trace, where it cannot be seen, it becomes 0 or
         infinity, as it does in a float32.
     """
-    if isinstance(value, Tracer) or isinstance(value, jax.Array) and value.dtype != np.float64:
+    if isinstance(value, Tracer) or (isinstance(value, jax.Array) and value.dtype != np.float64):
         with float64():  # NumPy would wait for the value
             return Number(_parts_in_a_trace(jnp.asarray(value, jnp.float64)))
     x = np.asarray(value, np.float64)
@@ -72,8 +72,8 @@ def to_number(value: Scalar) -> Number:
     outside = np.isfinite(x) & (magnitude > LARGEST) | (magnitude > 0) & (magnitude < SMALLEST)
     if outside.any():
         raise ValueError(
-            f"{x[outside][0]} is outside the numbers that a hyper-parameter can be: 0, or a magnitude of {SMALLEST:.2g} "
-            f"to {LARGEST:.2g}"
+            f"{x[outside][0]} is outside the numbers that a hyper-parameter can be: 0, or a magnitude of "
+            f"{SMALLEST:.2g} to {LARGEST:.2g}"
         )
     return Number(jnp.asarray(_parts(x)))
 
@@ -104,13 +104,14 @@ def _parts_in_a_trace(x: jax.Array) -> jax.Array:
 
 def to_float64(number: Number) -> jax.Array:
     """The float64 that a `Number` is worth, to be computed with under `float64()`."""
+    (parts,) = jax.tree.leaves(number)  # nnx.Optimizer puts a box around the array
     with float64():
-        parts = jnp.asarray(number.parts).astype(jnp.float64)
+        parts = jnp.asarray(parts).astype(jnp.float64)
         return jnp.sum(parts[..., :3], -1) * parts[..., 3]
 
 
 def to_numpy(number: Number) -> np.ndarray:
     """The float64 that a `Number` is worth, outside a trace."""
-    (parts,) = jax.tree.leaves(number)  # nnx.Optimizer puts a box around the array
+    (parts,) = jax.tree.leaves(number)
     parts = np.asarray(parts).astype(np.float64)
     return parts[..., :3].sum(-1) * parts[..., 3]
