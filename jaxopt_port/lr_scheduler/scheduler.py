@@ -379,9 +379,10 @@ def _encode(x: Float, old: Any) -> Any:
         return in_place_of(old, value)
     if old is None and not isinstance(x, int):
         return to_number(value)
-    new = value.astype(jnp.int32) if isinstance(value, jax.Array) else jnp.asarray(np.int32(value))
-    committed = isinstance(old, jax.Array) and is_known(old) and is_known(new) and old.committed
-    return jax.device_put(new, old.sharding) if committed else new
+    new = value.astype(jnp.int32) if isinstance(value, jax.Array) else jnp.asarray(value, jnp.int32)
+    if isinstance(old, jax.Array) and is_known(old) and is_known(new) and old.committed:
+        return jax.device_put(new, old.sharding)
+    return new
 
 
 def _check(**states: Any) -> None:

@@ -220,6 +220,7 @@ ADDED: list[tuple[Spec, bool]] = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 @pytest.mark.parametrize(("spec", "goes_on"), ADDED, ids=[spec[0] for spec, _ in ADDED])
 def test_after_add_param_group(spec: Spec, goes_on: bool) -> None:
     """It goes on where torch's does, with torch's rates, and raises where torch's raises."""

@@ -135,13 +135,12 @@ def test_a_table_and_an_average_are_pickled() -> None:
     back = pickle.loads(pickle.dumps(scheduler))
     assert lr_scheduler.rates(back, lr=0.3, steps=5) == lr_scheduler.rates(scheduler, lr=0.3, steps=5)
     params = {"w": jnp.arange(3.0)}
-    for options in (
-        {},
-        {"avg_fn": swa_utils.get_ema_avg_fn(0.9)},
-        {"multi_avg_fn": swa_utils.get_ema_multi_avg_fn(0.9)},
-        {"multi_avg_fn": swa_utils.get_swa_multi_avg_fn(), "use_buffers": True},
+    for averaging in (
+        swa_utils.averaged_model(),
+        swa_utils.averaged_model(avg_fn=swa_utils.get_ema_avg_fn(0.9)),
+        swa_utils.averaged_model(multi_avg_fn=swa_utils.get_ema_multi_avg_fn(0.9)),
+        swa_utils.averaged_model(multi_avg_fn=swa_utils.get_swa_multi_avg_fn(), use_buffers=True),
     ):
-        averaging = swa_utils.averaged_model(**options)
         state = averaging.update(averaging.init(params), params)
         expected = averaging.update(state, {"w": jnp.ones(3)})
         for each in (pickle.loads(pickle.dumps(averaging)), copy.deepcopy(averaging), copy.copy(averaging)):
