@@ -101,6 +101,11 @@ def python_numbers(tree: Any) -> Any:
     return treedef.unflatten([Double(x, one) for x in values])
 
 
+def is_one_number(x: Any) -> bool:
+    """Whether it is a real number of any kind, traced or not."""
+    return is_number(x) or (hasattr(x, "__float__") and math.prod(np.shape(x)) == 1 and not np.iscomplexobj(x))
+
+
 def either(condition: Condition, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
     """`yes() if condition else no()`: numbers, or trees of numbers. A trace computes both and selects."""
     if isinstance(condition, bool):
@@ -128,8 +133,8 @@ def value_at(name: str, function: Callable[[Any], Any], epoch: Float) -> Float:
         raise
     if isinstance(value, Double):
         return value
-    if np.size(value) != 1 or np.iscomplexobj(value) or not hasattr(value, "__float__"):
-        what = f"an array of shape {list(np.shape(value))}" if np.size(value) != 1 else repr(value)
+    if not is_one_number(value):
+        what = f"an array of shape {list(np.shape(value))}" if np.shape(value) else repr(value)
         raise ValueError(f"{name} must return one number, not {what}: a list of functions has one for each group")
     return value.reshape(()) if hasattr(value, "reshape") else value
 

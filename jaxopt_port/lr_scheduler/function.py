@@ -1,7 +1,7 @@
 """Schedulers that ask a Python function: lambda, multiplicative; and its table for jit."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax.numpy as jnp
@@ -66,7 +66,7 @@ class Table:
     """A function of an epoch, and under jit its values: see `tabulate`."""
 
     function: Function
-    values: tuple[float, ...]
+    values: tuple[float, ...] = field(repr=False)
 
     def __call__(self, epoch: Float) -> Float:
         if not isinstance(epoch, Double):

@@ -2,7 +2,7 @@
 
 Inside, a scheduler is written as torch's is, over two things it may change: `s`, torch's attributes by torch's names,
 and `groups`, torch's `optimizer.param_groups`. Both are copies with numbers in them (`double.py`) that `Scheduler`
-makes of the states before a call and turns into new states after it.
+makes of the states before a call and turns into new states after it (`states.py`).
 """
 
 from collections.abc import Callable, Mapping
@@ -15,18 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxopt_port.hyper import find_state, in_place_of, replace_state
-from jaxopt_port.lr_scheduler.double import Double, Float, python_numbers
-from jaxopt_port.number import Number, is_number, to_float64, to_number, to_numpy
-from jaxopt_port.optimizer import OptState
+from jaxopt_port.hyper import find_state, replace_state
+from jaxopt_port.lr_scheduler.double import Float, is_one_number, python_numbers
+from jaxopt_port.lr_scheduler.states import Groups, Sched, check, encoded, join, scheduled, split, with_scheduled
+from jaxopt_port.number import Number, is_number, to_float64, to_numpy
 from jaxopt_port.scalars import Scalar, float64, is_known
 
 T = TypeVar("T")
 P = ParamSpec("P")
-Sched = dict[str, Any]
-Groups = list[dict[str, Any]]
 
-SCHEDULED = ("lr", "momentum", "betas")
 GROUP_ORDER = (
     " (group 0 is the default group, then come the ParamGroups in order: those that are frozen or have no parameters "
     "count too, and take any value)"
@@ -89,18 +86,18 @@ class Scheduler:
           KeyError: `last_epoch` is given, and the groups have no `initial_lr` to resume from.
         """
         optimizer = find_state(state)
-        live = _scheduled(optimizer)
+        live = scheduled(optimizer)
         if after is not None and not (isinstance(after, Mapping) and "param_groups" in after):
             raise TypeError(f"after must be the state of another scheduler, which its init returned, not {after!r}")
         added = [{} for _ in live] if after is None else after["param_groups"]
-        _check(optimizer=live, scheduler=added)
+        check(optimizer=live, scheduler=added)
         with float64():
             before = python_numbers((live, added))
-            groups = _join(*before)
+            groups = join(*before)
             s = self.construct(groups)
-            now, s["param_groups"] = _split(groups)
-            sched = {**_encoded(s), "scheduler": {self._whose(): {}}}
-            return sched, replace_state(state, _with(optimizer, _encoded(now, before[0], live)))
+            now, s["param_groups"] = split(groups)
+            sched = {**encoded(s), "scheduler": {self._whose(): {}}}
+            return sched, replace_state(state, with_scheduled(optimizer, encoded(now, before[0], live)))
 
     def step(self, sched: Sched, state: T, metric: Scalar | None = None) -> tuple[Sched, T]:
         """torch's `scheduler.step()`, in the chainable form: from the last rate to the next.
@@ -183,19 +180,21 @@ class Scheduler:
         raise NotImplementedError
 
     def _step(self, sched: Sched, state: T, epoch: Any, metric: Any) -> tuple[Sched, T]:
+        if metric is not None and not is_one_number(metric):
+            raise TypeError(f"the metric has to be one number, such as a loss, not {metric!r}")
         optimizer = find_state(state)
-        live = _scheduled(optimizer)
+        live = scheduled(optimizer)
         self.check_state(sched)
         own = {key: value for key, value in sched.items() if key != "scheduler"}
-        _check(optimizer=live, scheduler=own)
+        check(optimizer=live, scheduler=own)
         with float64():
             *before, epoch, metric = python_numbers((live, own, epoch, metric))
             now, s = jax.tree.map(lambda x: x, before)
-            groups = _join(now, s.pop("param_groups"))
+            groups = join(now, s.pop("param_groups"))
             self.advance(s, groups, epoch, metric)
-            now, s["param_groups"] = _split(groups)
-            live, own = _encoded((now, s), before, (live, own))
-            return {**own, "scheduler": sched["scheduler"]}, replace_state(state, _with(optimizer, live))
+            now, s["param_groups"] = split(groups)
+            live, own = encoded((now, s), before, (live, own))
+            return {**own, "scheduler": sched["scheduler"]}, replace_state(state, with_scheduled(optimizer, live))
 
     def _whose(self) -> str:
         """What the state says of the scheduler that it belongs to."""
@@ -213,11 +212,11 @@ class Scheduler:
 
     def _check_epoch(self, epoch: Any) -> None:
         """That it is an integer, or what comes between two in double precision."""
-        if is_number(epoch):
-            dtype, known = np.dtype(np.float64), is_known(epoch.parts)
-        else:
-            dtype, known = getattr(epoch, "dtype", np.result_type(epoch)), is_known(epoch)
-        if jnp.issubdtype(dtype, jnp.integer):
+        if not is_one_number(epoch):
+            raise TypeError(f"the epoch has to be a number, not {epoch!r}")
+        known = is_known(epoch.parts if is_number(epoch) else epoch)
+        dtype = epoch.dtype if hasattr(epoch, "dtype") else np.dtype(np.float64)
+        if isinstance(epoch, int) or jnp.issubdtype(dtype, jnp.integer):
             return
         if not self.between_epochs and (not known or float(epoch) != int(float(epoch))):
             raise TypeError(f"the epoch has to be an integer, not {epoch}")
@@ -331,72 +330,3 @@ def per_group(name: str, groups: Groups, value: Any) -> list[float]:
             f"{name} has {len(value)} values, param_groups has {len(groups)}.{GROUP_ORDER}"
         )
     return list(map(float, value))
-
-
-def _scheduled(optimizer: OptState) -> Groups:
-    """What schedulers read and set."""
-    return [
-        {name: list(value) if name == "betas" else value for name, value in group.items() if name in SCHEDULED}
-        for group in optimizer.param_groups
-    ]
-
-
-def _with(optimizer: OptState, live: Groups) -> OptState:
-    """The optimizer's state with these rates and momenta."""
-    new = ({name: tuple(value) if name == "betas" else value for name, value in values.items()} for values in live)
-    param_groups = tuple({**group, **values} for group, values in zip(optimizer.param_groups, new, strict=True))
-    return optimizer._replace(param_groups=param_groups)
-
-
-def _join(live: Groups, added: Groups) -> Groups:
-    """The groups as torch has them; one that add_param_group has made since has nothing added yet."""
-    more = [{}] * (len(live) - len(added))
-    return [{**one, **other} for one, other in zip(live, [*added, *more], strict=True)]
-
-
-def _split(groups: Groups) -> tuple[Groups, Groups]:
-    """What belongs into the optimizer's state, and what torch's schedulers add to the groups."""
-    live = [{name: value for name, value in group.items() if name in SCHEDULED} for group in groups]
-    return live, [{name: value for name, value in group.items() if name not in SCHEDULED} for group in groups]
-
-
-def _encoded(new: Any, before: Any = None, old: Any = None) -> Any:
-    """The tree `new` of numbers as arrays and `Number`s: those of `old` where a number is still that of `before`."""
-    paths = jax.tree_util.tree_flatten_with_path(old, is_leaf=is_number)[0]
-    known = {path: (x, number) for (path, x), number in zip(paths, jax.tree.leaves(before), strict=True)}
-
-    def encoded(path: Any, x: Float) -> Any:
-        was, number = known.get(path, (None, None))  # add_param_group may have made another group
-        return was if x is number else _encode(x, was)
-
-    return jax.tree.map_with_path(encoded, new)
-
-
-def _encode(x: Float, old: Any) -> Any:
-    """A number in the form of the old one, on its devices; the first time integers as int32."""
-    value = x.value if isinstance(x, Double) else x
-    if is_number(old):
-        return in_place_of(old, value)
-    if old is None and not isinstance(x, int):
-        return to_number(value)
-    new = value.astype(jnp.int32) if isinstance(value, jax.Array) else jnp.asarray(value, jnp.int32)
-    if isinstance(old, jax.Array) and is_known(old) and is_known(new) and old.committed:
-        return jax.device_put(new, old.sharding)
-    return new
-
-
-def _check(**states: Any) -> None:
-    """That every array is one number, and every float in the form that it was made in."""
-    for owner, state in states.items():
-        for path, x in jax.tree_util.tree_flatten_with_path(state, is_leaf=is_number)[0]:
-            (array,) = jax.tree.leaves(x)  # nnx.Optimizer puts a box around the array of a Number
-            name = f"{jax.tree_util.keystr(path)} of the {owner}'s state"
-            dtype, shape = getattr(array, "dtype", type(array).__name__), list(np.shape(array))
-            if dtype != (jnp.float32 if is_number(x) else jnp.int32):
-                what = f"a Number of {dtype}" if is_number(x) else f"{dtype}{shape}, not a Number"
-                raise TypeError(f"{name} is {what}: restore a state with what init returned as the target, uncast")
-            if shape != ([4] if is_number(x) else []):
-                raise ValueError(
-                    f"{name} is of shape {shape[:-1] if is_number(x) else shape}, not one number. For states that vmap "
-                    "made, call the scheduler inside jax.vmap"
-                )

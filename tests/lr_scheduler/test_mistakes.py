@@ -192,6 +192,15 @@ def test_an_epoch_between_two_where_it_has_to_be_an_integer(case: Case) -> None:
             step_to(sched, state, 1.5, *metric)
 
 
+@pytest.mark.parametrize("wrong", ["3", jnp.ones(2), [1.0], {}, 1j])
+def test_epochs_and_metrics_that_are_not_one_number(wrong: Any) -> None:
+    scheduler, plateau = lr_scheduler.exponential_lr(gamma=0.5), lr_scheduler.reduce_lr_on_plateau()
+    with pytest.raises(TypeError, match="the epoch has to be a number, not "):
+        scheduler.step_to(*scheduler.init(STATE), wrong)
+    with pytest.raises(TypeError, match="the metric has to be one number, such as a loss, not "):
+        plateau.step(*plateau.init(STATE), wrong)
+
+
 # Groups
 
 
