@@ -185,7 +185,7 @@ def test_torchs_recipe():
         schedulers[epoch > 4].step()
         assert optim.get_hyper(state)[0]["lr"] == torch_sgd.param_groups[0]["lr"]
     np.testing.assert_allclose(averaged.params["x"], mean.module[0].detach().numpy(), 1e-5)
-    assert swa_utils.swa_lr is swa_utils.swalr is optim.lr_scheduler.swalr
+    assert swa_utils.swalr is optim.lr_scheduler.swalr
 
 
 class Linen(nn.Module):

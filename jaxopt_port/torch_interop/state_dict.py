@@ -13,7 +13,7 @@ from jaxopt_port.param_groups import ParamGroup, leaf_paths
 from jaxopt_port.torch_interop import lbfgs_state, parameter_state
 from jaxopt_port.torch_interop.layout import Mapping as LayoutMapping
 from jaxopt_port.torch_interop.parameter_order import Parameter, by_group, parameters
-from jaxopt_port.torch_interop.torch_groups import HINTS, algorithm, options_of, plain_option, rule_name
+from jaxopt_port.torch_interop.torch_groups import HINTS, algorithm, options_of, rule_name
 
 Tree = Any
 
@@ -142,7 +142,7 @@ def optimizer_state_dict(
         inside = _inside(lifted, params, known, group)
         start = sum(len(each["params"]) for each in param_groups)
         ids = list(range(start, start + len(inside)))
-        scheduled = {} if sched is None else {k: plain_option(v) for k, v in sched["param_groups"][group].items()}
+        scheduled = {} if sched is None else {k: float(v) for k, v in sched["param_groups"][group].items()}
         options = {**lifted.options[group], **live[group], **HINTS.get(name, {}), **scheduled}
         names = [parameter.name for parameter in inside]
         param_groups.append({**options, "params": ids, "param_names": names})
