@@ -35,7 +35,7 @@ import numpy as np
 from jaxopt_port.torch_interop import PtFileError, Unknown, load, load_safetensors, save, save_safetensors
 from jaxopt_port.torch_interop.files.safetensors_file import TYPES
 
-SECONDS = 5.0  # more is a hang: the files are of a few kilobytes
+SECONDS = 5.0  # of the processor; more is a hang: the files are of a few kilobytes
 TRACED = 9  # of so many inputs one has its memory traced, which makes it 3 times slower
 MEMORY = 1 << 20, 400  # bytes that any load may take, and for each byte of the file
 
@@ -412,7 +412,7 @@ def outcome(read: Callable[[], Any], size: int, trace: bool) -> tuple[str, int]:
     """What became of a load: `loaded`, `PtFileError` or a fault; and the most memory that it took, if traced."""
     if trace:
         tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         _touch(read())
         result = "loaded"
@@ -422,7 +422,7 @@ def outcome(read: Callable[[], Any], size: int, trace: bool) -> tuple[str, int]:
         result = f"FAULT: {type(error).__name__}: {error}"
     memory = tracemalloc.get_traced_memory()[1]  # 0 where nothing is traced
     tracemalloc.stop()
-    if time.perf_counter() - start > SECONDS:
+    if time.process_time() - start > SECONDS:
         result = "FAULT: hang"
     elif memory > MEMORY[0] + MEMORY[1] * size:
         result = "FAULT: memory"
