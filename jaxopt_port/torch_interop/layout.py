@@ -38,7 +38,15 @@ from jaxopt_port.torch_interop.array_layout import to_heads as to_heads
 from jaxopt_port.torch_interop.array_layout import transposed_convolution as transposed_convolution
 from jaxopt_port.torch_interop.as_array import as_array
 from jaxopt_port.torch_interop.module_pairs import Entry as Entry
-from jaxopt_port.torch_interop.module_pairs import Module, Pairing, fits, flax_modules, shortened, torch_modules
+from jaxopt_port.torch_interop.module_pairs import (
+    Module,
+    Pairing,
+    fits,
+    flax_modules,
+    same_names,
+    shortened,
+    torch_modules,
+)
 from jaxopt_port.torch_interop.module_pairs import Source as Source
 
 Tree = Any
@@ -90,7 +98,7 @@ def infer(
 ) -> Mapping:
     r"""Find which array of torch's is which of flax's, from names and shapes.
 
-    Layers are paired that have the same name (`layers.0.norm`, `layers_0/norm`), that are the only ones of their
+    A tree with torch's own names and shapes is paired name by name. Layers are paired that have the same name (`layers.0.norm`, `layers_0/norm`), that are the only ones of their
     shapes, or that have equal shapes and names whose numbers run alike (`net.0`, `net.2` and `Dense_0`, `Dense_1`).
     What all of torch's names begin with and flax's do not (`module.`, `_orig_mod.`, `model.`) does not count. Nothing
     is guessed: what is left over, or could be two things, is an error that lists it. The linear layers that take a
@@ -127,6 +135,10 @@ def infer(
     if not any(path.endswith(("/mean", "/var")) for path in flax_shapes):
         shapes = {name: shape for name, shape in shapes.items() if not name.endswith(STATISTICS)}
     shapes = {name: shape for name, shape in shapes.items() if not name.endswith("num_batches_tracked")}
+    order = {name: at for at, name in enumerate(shapes)}
+    identical = [] if pairs or layouts else _identical(shapes, flax_shapes)
+    for entry in identical:
+        del shapes[entry.source.name], flax_shapes[entry.path]
     theirs = torch_modules(shapes)
     attention = any("query.weight" in module.arrays for module in theirs)
     kinds = _known("layouts", layouts or {}, shapes, patterns=True)
@@ -137,12 +149,22 @@ def infer(
         pairing.pair(torch_name, flax_name)
     pairing.by_name()
     pairing.by_shape()
-    order = {name: at for at, name in enumerate(shapes)}
-    ways = sorted(
-        (way for pair in pairing.found for way in pair), key=lambda way: (order[way[0].source.name], way[0].source.part)
-    )
+    ways = [[entry] for entry in identical] + [way for pair in pairing.found for way in pair]
+    ways.sort(key=lambda way: (order[way[0].source.name], way[0].source.part))
     _check(pairing, ways, torch)
     return Mapping(tuple(way[0] for way in ways))
+
+
+def _identical(torch: Dict[str, Shape], flax: Dict[str, Shape]) -> list[Entry]:
+    """The arrays of a tree with torch's own names and shapes; none where one side has other names, or layouts, too."""
+    paths = {path.replace("/", "."): path for path in flax}
+    names = {name: paths[same_name] for name, same_name in same_names(torch, paths).items()}
+    found = [
+        Entry(Source(name, torch[name]), path, layout)
+        for name, path in names.items()
+        if (layout := same(torch[name], flax[path])) is not None
+    ]
+    return found if len(found) in (len(torch), len(flax)) else []
 
 
 def to_flax(mapping: Mapping, torch: Dict[str, Any], flax: Tree) -> Tree:

@@ -95,18 +95,30 @@ def test_groups_are_told_by_shapes_or_names() -> None:
     assert optimizer_state_dict(optimizer, state, PARAMS)["param_groups"][1]["param_names"] == ["c", "a"]
 
 
+def test_groups_of_equal_shapes_follow_one_another() -> None:
+    params = {name: jnp.ones(2) for name in ("w1", "w2", "w3")}
+    states = {i: {**adam_state(np.ones(2)), "exp_avg": np.full(2, i)} for i in range(3)}
+    state_dict = {"state": states, "param_groups": [adam_group([0, 1]), adam_group([2], lr=0.5)]}
+    with pytest.warns(UserWarning, match="are taken to follow one another, w1 to w2; w3. Give each group its names"):
+        optimizer, state = load_optimizer(optim.adam, state_dict, params)
+    assert [group["lr"] for group in optim.get_hyper(state)] == [0.1, 0.5]
+    exported = optimizer_state_dict(optimizer, state, params)
+    assert [group["param_names"] for group in exported["param_groups"]] == [["w1", "w2"], ["w3"]]
+    assert [exported["state"][i]["exp_avg"][0] for i in range(3)] == [0, 1, 2]
+
+
 def test_groups_that_cannot_be_told() -> None:
-    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    params = {"w1": jnp.ones(2), "w2": jnp.ones(3), "w3": jnp.ones(2), "w4": jnp.ones(2)}
     state_dict = {
-        "state": {i: adam_state(np.ones(2)) for i in range(2)},
-        "param_groups": [adam_group([0]), adam_group([1])],
+        "state": {i: adam_state(np.ones(n)) for i, n in enumerate((3, 2, 2, 2))},
+        "param_groups": [adam_group([0, 1]), adam_group([2, 3])],
     }
-    with pytest.raises(ValueError, match=r'allow more than one way: .*"param_names"\] = \[...\], of: a, b'):
+    with pytest.raises(ValueError, match=r"Several ways .* shapes of its states\. Give each group its names"):
         load_optimizer(optim.adam, state_dict, params)
-    state_dict["state"][1] = adam_state(np.ones(3))
-    with pytest.raises(ValueError, match=r"doesn't match the parameters: .*a \[2\], b \[2\]"):
+    state_dict["state"][1] = adam_state(np.ones(4))
+    with pytest.raises(ValueError, match=r"doesn't match the parameters\. In no order .*w1 \[2\], w2 \[3\]"):
         load_optimizer(optim.adam, state_dict, params)
-    with pytest.raises(ValueError, match="contains 2 parameters, params 3: a, b, c"):
+    with pytest.raises(ValueError, match=r"contains 4 parameters, params 3: say .*param_names=.*a \[2\], b"):
         load_optimizer(optim.adam, state_dict, PARAMS)
 
 
