@@ -37,6 +37,7 @@ from jaxopt_port.torch_interop.array_layout import same as same
 from jaxopt_port.torch_interop.array_layout import to_heads as to_heads
 from jaxopt_port.torch_interop.array_layout import transposed_convolution as transposed_convolution
 from jaxopt_port.torch_interop.as_array import as_array
+from jaxopt_port.torch_interop.module_order import differ_in_numbers, in_order_of_modules
 from jaxopt_port.torch_interop.module_pairs import Entry as Entry
 from jaxopt_port.torch_interop.module_pairs import (
     Module,
@@ -98,11 +99,13 @@ def infer(
 ) -> Mapping:
     r"""Find which array of torch's is which of flax's, from names and shapes.
 
-    A tree with torch's own names and shapes is paired name by name. Layers are paired that have the same name (`layers.0.norm`, `layers_0/norm`), that are the only ones of their
-    shapes, or that have equal shapes and names whose numbers run alike (`net.0`, `net.2` and `Dense_0`, `Dense_1`).
-    What all of torch's names begin with and flax's do not (`module.`, `_orig_mod.`, `model.`) does not count. Nothing
-    is guessed: what is left over, or could be two things, is an error that lists it. The linear layers that take a
-    flattened convolution are looked for in torch's order of modules, from each convolution to the next.
+    A tree with torch's own names and shapes is paired name by name. Layers are paired that have the same name
+    (`layers.0.norm`, `layers_0/norm`), that are the only ones of their shapes, or that have equal
+    shapes and names whose numbers run alike (`net.0`, `net.2` and `Dense_0`, `Dense_1`). What all of torch's names
+    begin with and flax's do not (`module.`, `_orig_mod.`, `model.`) does not count. Nothing is guessed: what is left
+    over, or could be two things, is an error that lists it. The linear layers that take a flattened convolution are
+    looked for in torch's order of modules, from each convolution to the next; where `torch` may have been sorted, every
+    one is asked about that has inputs enough.
 
     Known are Linear, Conv1d, Conv2d, Conv3d, their transposes, BatchNorm, LayerNorm, GroupNorm, RMSNorm, Embedding,
     MultiheadAttention and bare parameters; in flax linen and nnx. torch's `num_batches_tracked` has no counterpart,
@@ -132,7 +135,7 @@ def infer(
     shapes = {name: _shape(name, value) for name, value in torch.items() if not name.endswith("_extra_state")}
     leaves = jax.tree.leaves(flax)
     flax_shapes = {path: tuple(leaves[at].shape) for path, at in weight_leaves(flax).items()}
-    if not any(path.endswith(("/mean", "/var")) for path in flax_shapes):
+    if not any(path.endswith(("/mean", "/var", *STATISTICS)) for path in flax_shapes):
         shapes = {name: shape for name, shape in shapes.items() if not name.endswith(STATISTICS)}
     shapes = {name: shape for name, shape in shapes.items() if not name.endswith("num_batches_tracked")}
     order = {name: at for at, name in enumerate(shapes)}
@@ -326,7 +329,7 @@ def _check(pairing: Pairing, ways: list[list[Entry]], torch: Dict[str, Any]) -> 
         for way in ways
         if len(way) > 1
     ]
-    wrong += _unflattened([way[0] for way in ways], pairing.layouts)
+    wrong += _unflattened([way[0] for way in ways], pairing.layouts, list(torch))
     twins = _twins(torch) if pairing.torch else {}
     wrong += [_left_over_torch(module, pairing, twins) for module in pairing.torch.values()]
     wrong += [
@@ -372,25 +375,46 @@ def _twins(torch: Dict[str, Any]) -> dict[str, str]:
     return {name: next(other for other in names if other != name) for names in alike for name in names}
 
 
-def _unflattened(entries: list[Entry], layouts: Dict[str, Kind]) -> list[str]:
+def _unflattened(entries: list[Entry], layouts: Dict[str, Kind], names: list[str]) -> list[str]:
     """Linear layers that take a flattened convolution and of which nobody said in which order it was flattened.
 
     They are the first after a convolution, if it has enough inputs, and others with as many, as a network's heads are.
+    Where `names`, torch's, are not in the order of its modules, or a layer is before all convolutions, it may be any
+    with enough inputs, but for those that follow a layer like them with as many outputs.
     """
-    wrong, channels, width = [], 0, None
-    for entry in entries:
+    layers = [entry for entry in entries if "convolution" in entry.layout.name or "linear" in entry.layout.name]
+    everything = {entry.layout.flax[-1] for entry in layers if "convolution" in entry.layout.name}
+    in_order = in_order_of_modules(names)
+    wrong, channels, width, before = [], None, None, None
+    for entry in layers:
         name, layout = entry.source.name, entry.layout
         if "convolution" in layout.name:
-            channels, width = layout.flax[-1], None
-        elif "linear" in layout.name:
-            inputs = layout.torch[1]
+            channels, width, before = layout.flax[-1], None, None
+            continue
+        inputs = layout.torch[1]
+        after_one = in_order and channels is not None
+        if after_one:
             if width is None:
-                width = inputs if channels and inputs > channels and inputs % channels == 0 else 0
-            if inputs == width and name not in layouts:
-                wrong.append(
-                    f"{name} {list(layout.torch)} follows a convolution with {channels} channels, which torch flattens "
-                    f"channels first: say layouts={{{name!r}: layout.flattened({channels}, HEIGHT, WIDTH)}} with "
-                    f"HEIGHT x WIDTH = {inputs // channels}, or layout.linear where the flax network transposes first "
-                    "or the layer takes something else"
-                )
+                width = inputs if _flattens(inputs, channels) else 0
+            may_be = [channels] if inputs == width else []
+        else:
+            fed = (
+                before is not None and before.layout.torch[0] == inputs and differ_in_numbers(before.source.name, name)
+            )
+            may_be = [] if fed else sorted(each for each in everything if _flattens(inputs, each))
+        before = entry
+        if may_be and name not in layouts:
+            said = " or ".join(
+                f"layouts={{{name!r}: layout.flattened({each}, HEIGHT, WIDTH)}} with HEIGHT x WIDTH = {inputs // each}"
+                for each in may_be
+            )
+            wrong.append(
+                f"{name} {list(layout.torch)} {'follows' if after_one else 'may follow'} a convolution with "
+                f"{' or '.join(map(str, may_be))} channels, which torch flattens channels first: say {said}, or "
+                "layout.linear where the flax network transposes first or the layer takes something else"
+            )
     return wrong
+
+
+def _flattens(inputs: int, channels: int) -> bool:
+    return inputs > channels and inputs % channels == 0

@@ -41,9 +41,32 @@ def in_doubt(names: Sequence[str], everything: Iterable[str]) -> tuple[str, str]
     def doubtful(one: str, other: str) -> bool:
         if _parts(one) > _parts(other):
             return False
-        return _numbers(one) > _numbers(other) if _text(one) == _text(other) else by_a_sort
+        return not differ_in_numbers(one, other) if _text(one) == _text(other) else by_a_sort
 
     return next((pair for pair in pairwise(names) if doubtful(*pair)), None)
+
+
+def in_order_of_modules(names: Sequence[str]) -> bool:
+    """Whether names are not sorted, and those that differ in their numbers are in the order of these.
+
+    Example:
+      >>> in_order_of_modules(["conv.weight", "conv.bias"]), in_order_of_modules(["2.weight", "2.bias", "0.weight"])
+      (True, False)
+    """
+    families: dict[str, list[list[int]]] = {}
+    for name in names:
+        families.setdefault(_text(name), []).append(_numbers(name))
+    return (len(families) < 2 or not is_sorted(names)) and all(family == sorted(family) for family in families.values())
+
+
+def differ_in_numbers(one: str, other: str) -> bool:
+    """Whether two names are the same but for numbers, which go up.
+
+    Example:
+      >>> differ_in_numbers("mlp.0.weight", "mlp.3.weight"), differ_in_numbers("fc_a", "fc_b")
+      (True, False)
+    """
+    return _text(one) == _text(other) and _numbers(one) < _numbers(other)
 
 
 def _parts(name: str) -> list[str]:

@@ -168,6 +168,44 @@ def test_all_heads_on_a_flattened_convolution() -> None:
     check(TorchHeads(), Heads(), draw(2, 2, 3, 5), layouts={"(policy|value).weight": layout.flattened(4, 3, 5)})
 
 
+@pytest.mark.parametrize("order", ["modules", "sorted", "reversed", "classifier first", "shuffled"])
+def test_a_flattened_layer_is_asked_about_in_any_order(order: str) -> None:
+    """As AlexNet names its parts: `classifier` sorts before `features`."""
+
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            x = nn.Conv(8, (3, 3), padding=1, name="features_2")(nn.Conv(4, (3, 3), padding=1, name="features_0")(x))
+            return nn.Dense(5, name="classifier_3")(nn.Dense(16, name="classifier_1")(x.reshape(len(x), -1)))
+
+    theirs = torch.nn.Module()
+    theirs.features = torch.nn.Sequential(
+        torch.nn.Conv2d(2, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(4, 8, 3, padding=1)
+    )
+    theirs.classifier = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(8 * 15, 16), torch.nn.ReLU(), torch.nn.Linear(16, 5)
+    )
+    weights = arrays(theirs.state_dict())
+    names = list(weights)
+    names = {
+        "modules": names,
+        "sorted": sorted(names),
+        "reversed": names[::-1],
+        "classifier first": [name for part in ("classifier", "features") for name in names if name.startswith(part)],
+        "shuffled": [names[i] for i in np.random.default_rng(0).permutation(len(names))],
+    }[order]
+    weights = {name: weights[name] for name in names}
+    params = jax.eval_shape(Network().init, jax.random.key(0), jnp.ones((1, 3, 5, 2)))
+    with pytest.raises(
+        ValueError, match=r"layouts=\{'classifier.1.weight': layout.flattened\(8, HEIGHT, WIDTH\)\} .* 15"
+    ):
+        layout.infer(weights, params)
+    said = {"classifier.1.weight": layout.flattened(8, 3, 5)}
+    if order in ("reversed", "shuffled"):  # of which nothing says what comes after what
+        said["classifier.3.weight"] = layout.linear
+    assert len(layout.infer(weights, params, layouts=said).entries) == 8
+
+
 class Block(nn.Module):
     features: int
 
@@ -313,6 +351,22 @@ def test_what_cannot_be_told_is_listed_and_can_be_said() -> None:
         layout.to_flax(mapping, wrong, params)
     with pytest.raises(ValueError, match="'kernel' is not in the mapping: infer it with the whole tree"):
         layout.to_flax(mapping, wrong, params["a"])
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_tree_with_torchs_own_names(prefix: str, nested: bool) -> None:
+    theirs = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(12)), torch.nn.BatchNorm1d(2))
+    weights = {name: value for name, value in arrays(randomized(theirs).state_dict()).items() if "num" not in name}
+    tree: dict[str, Any] = {}
+    for name, value in weights.items():
+        layer, _, array = name.rpartition(".")
+        (tree.setdefault(layer, {}) if nested else tree)[array if nested else name] = jnp.asarray(value)
+    mapping = layout.infer({prefix + name: value for name, value in weights.items()}, tree)
+    back = layout.to_torch(mapping, tree)
+    assert list(back) == [prefix + name for name in weights]
+    for name, value in weights.items():
+        np.testing.assert_array_equal(back[prefix + name], value)
 
 
 def test_running_variance_after_training_steps_is_torchs() -> None:
