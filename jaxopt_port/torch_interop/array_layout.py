@@ -45,9 +45,30 @@ class Layout(NamedTuple):
         return self.torch == self.flax and self.order == tuple(range(len(self.order))) and not self.flip
 
     @property
+    def torch_axes(self) -> Shape:
+        """Of each axis of flax's array, which axis of torch's it is, or is in: a kernel of `linear` has (1, 0)."""
+        owners = _owners(self.split, self.torch)
+        moved = [owners[axis] for axis in self.order]
+        into = _owners(tuple(self.split[axis] for axis in self.order), self.flax)
+        return tuple(
+            next(torch for torch, at in zip(moved, into, strict=True) if at == axis) for axis in range(len(self.flax))
+        )
+
+    @property
     def is_transposition(self) -> bool:
         """Whether a matrix is transposed, and nothing else."""
         return self.torch == self.split and self.order == (1, 0) and self.flax == self.torch[::-1] and not self.flip
+
+
+def _owners(parts: Shape, whole: Shape) -> list[int]:
+    """Which axis of `whole` each of `parts` is in, where these are one after the other."""
+    owners, axis, size = [], 0, 1
+    for part in parts:
+        owners.append(axis)
+        size *= part
+        if size == whole[axis] and axis < len(whole) - 1:
+            axis, size = axis + 1, 1
+    return owners
 
 
 # torch's shape and flax's -> the layout, or None where they do not fit it.

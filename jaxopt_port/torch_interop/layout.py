@@ -185,7 +185,8 @@ def to_flax(mapping: Mapping, torch: Dict[str, Any], flax: Tree) -> Tree:
       A tree like `flax`, with the keys and counts of random streams as they are.
 
     Raises:
-      ValueError: an array that `torch` lacks, or of another shape than in the mapping; a complex one for a real leaf.
+      ValueError: an array that `torch` lacks, or of another shape than in the mapping; one of integers, and a complex
+        one for a real leaf.
     """
     entries = {entry.path: entry for entry in mapping.entries}
     boxes, treedef = jax.tree.flatten(flax, is_leaf=is_box)
@@ -195,7 +196,8 @@ def to_flax(mapping: Mapping, torch: Dict[str, Any], flax: Tree) -> Tree:
         if path not in entries:
             raise ValueError(f"{path!r} is not in the mapping: infer it with the whole tree")
         array = flax_array(entries[path], torch)
-        if np.iscomplexobj(array) and not jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        integers = not jnp.issubdtype(array.dtype, jnp.inexact)
+        if integers or (np.iscomplexobj(array) and not jnp.issubdtype(leaf.dtype, jnp.complexfloating)):
             raise ValueError(f"{entries[path].source.name!r} is {array.dtype}, {path!r} in flax is {leaf.dtype}")
         with float64():
             new = jnp.array(array.astype(leaf.dtype), leaf.dtype)
@@ -203,7 +205,7 @@ def to_flax(mapping: Mapping, torch: Dict[str, Any], flax: Tree) -> Tree:
     return treedef.unflatten(boxes)
 
 
-def to_torch(mapping: Mapping, flax: Tree) -> dict[str, np.ndarray]:
+def to_torch(mapping: Mapping, flax: Tree, tied: Dict[str, str] | None = None) -> dict[str, np.ndarray]:
     """flax's weights as torch has them: for `module.load_state_dict`, after `torch.from_numpy` for each.
 
     `num_batches_tracked` is left out, which torch accepts. For a running variance see `unbiased_var`.
@@ -211,20 +213,32 @@ def to_torch(mapping: Mapping, flax: Tree) -> dict[str, np.ndarray]:
     Args:
       mapping: from `infer`.
       flax: a tree as given to `infer`, or its parameters alone.
+      tied: torch's names that the mapping does not have and the ones that they are tied to,
+        `{"lm_head.weight": "embedding.weight"}`: they get the same numbers.
 
     Returns:
-      Arrays by torch's names, in torch's order: those of which `flax` has all parts.
+      Arrays by torch's names, in torch's order, then what is tied: those of which `flax` has all parts.
+
+    Raises:
+      ValueError: a leaf that is not in the mapping; in `tied` a name that is, or one tied to a name that is not there.
     """
     all_leaves = jax.tree.leaves(flax)
     leaves = {path: np.asarray(all_leaves[at]) for path, at in weight_leaves(flax).items()}
     unknown = leaves.keys() - {entry.path for entry in mapping.entries}
     if unknown:
         raise ValueError(f"not in the mapping: {', '.join(sorted(unknown))}. Infer it with the whole tree")
-    return {
+    by_name = mapping.by_name()
+    arrays = {
         name: torch_array(entries, [leaves[entry.path] for entry in entries])
-        for name, entries in mapping.by_name().items()
+        for name, entries in by_name.items()
         if all(entry.path in leaves for entry in entries)
     }
+    tied = tied or {}
+    _check_known("tied", [name for name in tied.values() if name not in arrays], arrays)
+    twice = [name for name in tied if name in by_name]
+    if twice:
+        raise ValueError(f"tied names {', '.join(twice)}, of which the mapping has an array of its own")
+    return arrays | {name: arrays[other].copy() for name, other in tied.items()}
 
 
 def unbiased_var(before: jax.Array, after: jax.Array, count: int, momentum: float = 0.9) -> jax.Array:

@@ -17,6 +17,8 @@ from jaxopt_port.torch_interop.parameter_order import Parameter
 State = Mapping[str, Any]
 
 WITHOUT_STEP = ("muon", "sgd")
+SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum", "variance", "row_var", "col_var")
+NOT_NEGATIVE = (*SQUARES, "exp_inf", "step_size", "step", "eta", "mu", "mu_product", "func_evals", "n_iter")
 FACTORS = {"row_var": "col_var", "col_var": "row_var"}  # Adafactor's: what each is of the transposed matrix
 
 
@@ -127,8 +129,28 @@ def _check(name: str, fields: Sequence[str], steps: Iterable[str], parameter: Pa
             raise ValueError(
                 f"{key!r} in the state of parameter {parameter.name!r} is {list(np.shape(state[key]))} and should be "
                 f"{list(right)}, as the parameter is {list(parameter.shape)}: params or the mapping is not what the "
-                "state dict was made with"
+                "state dict was made with, or torch's parameters are in another order: say it with param_names"
             )
+        if state.get(key) is not None:
+            check_numbers(key, as_array(state[key]), f"the state of parameter {parameter.name!r}")
+
+
+def check_numbers(key: str, x: np.ndarray, where: str) -> None:
+    """Refuse what no optimizer leaves behind, as files do that are damaged or were written by hand.
+
+    Raises:
+      ValueError: NaN, negative squares, counts that are none, moments in integers.
+    """
+    integers = not np.issubdtype(x.dtype, np.inexact) and x.dtype.isbuiltin == 1
+    reals = x.view(x.real.dtype) if np.iscomplexobj(x) and x.ndim else x
+    if integers and x.ndim:
+        raise ValueError(f"{key!r} in {where} is {x.dtype} and should be floating-point numbers")
+    if not integers and np.isnan(reals).any():
+        raise ValueError(f"{key!r} in {where} has NaN: the run had failed, load a checkpoint from before")
+    if key in NOT_NEGATIVE and (reals < 0).any():
+        raise ValueError(f"{key!r} in {where} has {reals.min()}, which is never negative: the file is damaged")
+    if key == "step" and x % 1 != 0:
+        raise ValueError(f"{key!r} in {where} is {x}, which is no count of steps")
 
 
 def _shape(key: str, parameter: Parameter) -> tuple[int, ...]:

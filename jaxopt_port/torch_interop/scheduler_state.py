@@ -13,11 +13,9 @@ from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.scalars import float64
 from jaxopt_port.torch_interop.as_array import as_array
 from jaxopt_port.torch_interop.state_dict import exported_groups
-from jaxopt_port.torch_interop.torch_groups import default_options
+from jaxopt_port.torch_interop.torch_groups import SCHEDULED, default_options
 
 FUNCTIONS = ("lr_lambdas", "_scale_fn_custom")
-# What torch's schedulers add to the optimizer's groups.
-ADDED = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
 # What torch's schedulers keep that says nothing: the first two between steps, the last until torch 2.6.
 FLAGS = ("_is_initial", "_get_lr_called_within_step", "use_beta1", "verbose")
 
@@ -59,7 +57,7 @@ def load_scheduler(
             "optimizer.state_dict(), such as checkpoint['optimizer']"
         )
     groups = optimizer_state_dict["param_groups"]
-    added = [{key: as_array(group[key]).item() for key in ADDED if key in group} for group in groups]
+    added = [{key: as_array(group[key]).item() for key in SCHEDULED if key in group} for group in groups]
     with float64():
         arrays = jax.tree.map(lambda x: jnp.array(x, jnp.float64), added)
     count = len(scheduler.init(state)[0]["param_groups"])

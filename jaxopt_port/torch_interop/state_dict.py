@@ -4,6 +4,7 @@ A state dict is what `torch.load` gives: dicts and lists of arrays (lists and to
 Python's numbers.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from jaxopt_port.param_groups import ParamGroup, leaf_paths
 from jaxopt_port.torch_interop import lbfgs_state, parameter_state
 from jaxopt_port.torch_interop.layout import Mapping as LayoutMapping
 from jaxopt_port.torch_interop.parameter_order import Parameter, by_group, parameters
-from jaxopt_port.torch_interop.torch_groups import HINTS, algorithm, options_of, plain_option, rule_name
+from jaxopt_port.torch_interop.torch_groups import HINTS, algorithm, keys_of_users, options_of, plain_option, rule_name
 
 Tree = Any
 
@@ -31,7 +32,9 @@ def load_optimizer(
 
     Hyper-parameters and groups come from the state dict: torch's first group is group 0, the others are lists of paths.
     What torch's `load_state_dict` adds to old state dicts is added. torch's hints (`foreach`, `fused`, ...) and what
-    its schedulers keep in the groups (`initial_lr`, ...: see `load_scheduler`) have no place here.
+    its schedulers keep in the groups (`initial_lr`, ...: see `load_scheduler`) have no place here, nor have keys of the
+    user's own (timm's `lr_scale`), which a warning names. A tensor as a learning rate or a beta is taken as the number
+    that it holds: torch then computes with rates in its dtype, float32, and is off from its own floats by an ulp.
 
     Unlike torch, shapes are checked, and float32 scalars (NAdam's, ASGD's) stay float32 beside float64 parameters.
     Muon's default step depends on which axis of a matrix is the first: see `muon` for kernels that are transposed.
@@ -70,6 +73,12 @@ def load_optimizer(
     """
     name, state_dict = rule_name(factory()), _with_states_by_id(state_dict)
     options = [options_of(factory, group, i) for i, group in enumerate(state_dict["param_groups"])]
+    users = keys_of_users(factory, state_dict)
+    if users:
+        warnings.warn(
+            f"the groups of the state dict have {', '.join(users)}, which {name} does not: they are left out",
+            stacklevel=2,
+        )
     order = parameters(params, mapping, param_names)
     members = by_group(state_dict, order, named=mapping is not None, flat=name == "lbfgs")
     if name == "lbfgs":

@@ -17,6 +17,8 @@ HINTS: Mapping[str, Mapping[str, Any]] = {
     "adam": {**FOREACH, "fused": None},
     "sgd": {"foreach": None, "differentiable": False, "fused": None},
 }
+# What torch's schedulers add to the groups.
+SCHEDULED = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
 # What an old state dict may lack: torch's __setstate__ adds it, with the value that is our default. A group with
 # `foreach` is of torch 1.12 or later, which wrote those of the first line always: RAdam's group differs from Adam's
 # in its lack of `amsgrad` alone.
@@ -83,6 +85,15 @@ def options_of(factory: Callable[..., Optimizer], group: Mapping[str, Any], numb
         )
     options = {each: plain_option(group[each]) for each in _arguments(factory) if each in group}
     return options if rule_name(factory()) != "rmsprop" else {"momentum": 0.0, **options}
+
+
+def keys_of_users(factory: Callable[..., Optimizer], state_dict: Mapping[str, Any]) -> list[str]:
+    """What the groups have that neither the optimizer nor torch's schedulers put there, as timm's `lr_scale`."""
+    hints = {hint for hints in HINTS.values() for hint in hints}
+    known = {*_arguments(factory), *default_options(factory()), *hints, *SCHEDULED, "params", "param_names"}
+    return [
+        key for key in dict.fromkeys(key for group in state_dict["param_groups"] for key in group) if key not in known
+    ]
 
 
 def plain_option(value: Any) -> Any:

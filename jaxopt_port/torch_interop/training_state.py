@@ -121,12 +121,15 @@ def load_averaged_model(
     )
 
 
-def averaged_model_state_dict(averaged: AveragedState, mapping: LayoutMapping) -> dict[str, np.ndarray]:
+def averaged_model_state_dict(
+    averaged: AveragedState, mapping: LayoutMapping, tied: Mapping[str, str] | None = None
+) -> dict[str, np.ndarray]:
     """`swa_model.state_dict()`, without `num_batches_tracked`, which torch accepts.
 
     Args:
       averaged: the state of an `averaged_model`.
       mapping: from `layout.infer`, of the model that is averaged, with the names that it has in torch.
+      tied: torch's names that are tied to others, as `layout.to_torch` takes them.
 
     Returns:
       Arrays by torch's names.
@@ -140,8 +143,8 @@ def averaged_model_state_dict(averaged: AveragedState, mapping: LayoutMapping) -
 
     Source: torch/optim/swa_utils.py.
     """
-    module = to_torch(mapping, averaged.params)
+    module = to_torch(mapping, averaged.params, tied)
     if averaged.buffers is not None:
         module |= to_torch(mapping, averaged.buffers)
-    names = [name for name in mapping.by_name() if name in module]
+    names = [*(name for name in mapping.by_name() if name in module), *(tied or ())]
     return {"n_averaged": np.array(averaged.n_averaged, np.int64), **{MODULE + name: module[name] for name in names}}

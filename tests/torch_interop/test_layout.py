@@ -369,6 +369,53 @@ def test_a_tree_with_torchs_own_names(prefix: str, nested: bool) -> None:
         np.testing.assert_array_equal(back[prefix + name], value)
 
 
+@pytest.mark.parametrize(
+    ("kind", "torch_shape", "flax_shape", "axes"),
+    [
+        (layout.same, (3, 2), (3, 2), (0, 1)),
+        (layout.linear, (3, 2), (2, 3), (1, 0)),
+        (layout.convolution, (4, 3, 5, 6), (5, 6, 3, 4), (2, 3, 1, 0)),
+        (layout.transposed_convolution, (4, 3, 5), (5, 4, 3), (2, 0, 1)),
+        (layout.flattened(2, 1, 3), (4, 6), (6, 4), (1, 0)),
+        (layout.to_heads, (6, 5), (5, 2, 3), (1, 0, 0)),
+        (layout.from_heads, (5, 6), (2, 3, 5), (1, 1, 0)),
+        (layout.from_heads, (1, 1), (1, 1, 1), (1, 1, 0)),
+    ],
+)
+def test_which_axis_of_torchs_an_axis_is(kind: Any, torch_shape: Any, flax_shape: Any, axes: tuple[int, ...]) -> None:
+    found = kind(torch_shape, flax_shape)
+    assert found.torch_axes == axes
+    moved = found.to_flax(np.arange(np.prod(torch_shape)).reshape(torch_shape))
+    for axis, torch_axis in enumerate(axes):  # along other axes nothing of this one changes
+        indices = np.indices(torch_shape)[torch_axis]
+        same_along = [other for other in range(len(axes)) if axes[other] != torch_axis]
+        along = found.to_flax(indices)
+        assert all((along == along.take([0], axis=other)).all() for other in same_along), axis
+    assert moved.shape == flax_shape
+
+
+def test_integers_are_no_weights() -> None:
+    params = {"Dense_0": {"kernel": jnp.zeros((2, 3))}}
+    mapping = layout.infer({"fc.weight": (3, 2)}, params)
+    with pytest.raises(ValueError, match=r"'fc\.weight' is int8, 'Dense_0/kernel' in flax is float32"):
+        layout.to_flax(mapping, {"fc.weight": np.ones((3, 2), np.int8)}, params)
+
+
+def test_tied_weights_on_the_way_back() -> None:
+    theirs = torch.nn.Sequential(torch.nn.Embedding(5, 3), torch.nn.Linear(3, 5, bias=False))
+    theirs[1].weight = theirs[0].weight
+    params = {"embed": {"embedding": jnp.zeros((5, 3))}}
+    mapping = layout.infer({"0.weight": (5, 3)}, params)
+    params = {"embed": {"embedding": jnp.asarray(draw(5, 3))}}
+    back = layout.to_torch(mapping, params, tied={"1.weight": "0.weight"})
+    theirs.load_state_dict(tensors(back))  # strict: it has all names
+    np.testing.assert_array_equal(theirs[1].weight.detach(), params["embed"]["embedding"])
+    with pytest.raises(ValueError, match=r"tied names 2\.weight, known are: 0\.weight"):
+        layout.to_torch(mapping, params, tied={"1.weight": "2.weight"})
+    with pytest.raises(ValueError, match=r"tied names 0\.weight, of which the mapping has an array of its own"):
+        layout.to_torch(mapping, params, tied={"0.weight": "0.weight"})
+
+
 def test_running_variance_after_training_steps_is_torchs() -> None:
     batches = draw(3, 6, 4)
     theirs, ours = torch.nn.BatchNorm1d(4), nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=EPS)

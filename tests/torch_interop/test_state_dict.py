@@ -97,7 +97,7 @@ def test_groups_are_told_by_shapes_or_names() -> None:
 
 def test_groups_of_equal_shapes_follow_one_another() -> None:
     params = {name: jnp.ones(2) for name in ("w1", "w2", "w3")}
-    states = {i: {**adam_state(np.ones(2)), "exp_avg": np.full(2, i)} for i in range(3)}
+    states = {i: {**adam_state(np.ones(2)), "exp_avg": np.full(2, float(i))} for i in range(3)}
     state_dict = {"state": states, "param_groups": [adam_group([0, 1]), adam_group([2], lr=0.5)]}
     with pytest.warns(UserWarning, match="are taken to follow one another, w1 to w2; w3. Give each group its names"):
         optimizer, state = load_optimizer(optim.adam, state_dict, params)

@@ -75,7 +75,8 @@ def test_keys_of_users_and_of_schedulers_are_no_options() -> None:
     _, optimizer = stepped(torch.optim.Adam)
     torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, 10)
     optimizer.param_groups[0] |= {"name": "decay", "lr_scale": 0.5}
-    load_optimizer(optim.adam, optimizer.state_dict(), ours())
+    with pytest.warns(UserWarning, match="have name, lr_scale, which adam does not: they are left out"):
+        load_optimizer(optim.adam, optimizer.state_dict(), ours())
 
 
 def moment(state_dict: Any, dtype: Any = jnp.float32) -> np.ndarray:
@@ -111,7 +112,8 @@ def test_what_torch_keeps_for_its_owner_is_passed_by() -> None:
     state_dict["state"]["global"] = {"seen": 3}
     state_dict["param_groups"][0]["momentum"] = 0.9
     torch.optim.AdamW(module.parameters()).load_state_dict(state_dict)
-    np.testing.assert_array_equal(moment(state_dict), optimizer.state[module.weight]["exp_avg"])
+    with pytest.warns(UserWarning, match="have momentum, which adam does not"):
+        np.testing.assert_array_equal(moment(state_dict), optimizer.state[module.weight]["exp_avg"])
 
 
 def test_a_state_that_no_group_has_is_refused() -> None:
@@ -135,3 +137,35 @@ def test_the_optimizer_inside_is_asked_for() -> None:
         _, theirs = stepped(torch.optim.AdamW)
         theirs.load_state_dict(tensors(optimizer_state_dict(adamw, state, params)))
         assert theirs.param_groups[0]["lr"] == 0.5
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "lbfgs"])
+@pytest.mark.parametrize("wrong", ["nan", "negative", "step", "half a step", "integers"])
+def test_what_no_optimizer_leaves_behind_is_refused(name: str, wrong: str) -> None:
+    options: dict[str, Any] = {"momentum": 0.9} if name == "sgd" else {}
+    theirs = stepped(torch_class(name), **options)[1].state_dict()
+    state = theirs["state"][0]
+    key = next(
+        (key for key, x in state.items() if getattr(x, "ndim", 0) and (wrong != "negative" or x.min() >= 0)), None
+    )
+    if wrong in ("step", "half a step"):
+        key = "step" if "step" in state else None
+    if key is None:
+        pytest.skip("it keeps no squares, or does not count")
+    value = torch.as_tensor(state[key]).clone()
+    state[key] = {
+        "nan": lambda: value.fill_(float("nan")),
+        "negative": lambda: value - 1.0,
+        "step": lambda: value - 6,
+        "half a step": lambda: value + 0.5,
+        "integers": lambda: value.to(torch.int32),
+    }[wrong]()
+    with pytest.raises(ValueError, match=f"'{key}' in the state of parameter 'weight' (has|is)"):
+        load_optimizer(optim.optimizers[name], theirs, ours())
+
+
+def test_a_failed_run_of_lbfgs_is_refused() -> None:
+    theirs = stepped(torch.optim.LBFGS, max_iter=3)[1].state_dict()
+    theirs["state"][0]["old_dirs"][-1][0] = float("nan")
+    with pytest.raises(ValueError, match="'old_dirs' in the state of lbfgs has NaN: the run had failed"):
+        load_optimizer(optim.lbfgs, theirs, ours())
