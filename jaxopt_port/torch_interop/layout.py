@@ -15,7 +15,7 @@ Example:
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +29,9 @@ from jaxopt_port.scalars import float64
 from jaxopt_port.torch_interop.array_layout import Kind as Kind
 from jaxopt_port.torch_interop.array_layout import Layout as Layout
 from jaxopt_port.torch_interop.array_layout import Shape
+from jaxopt_port.torch_interop.array_layout import Source as Source
 from jaxopt_port.torch_interop.array_layout import convolution as convolution
+from jaxopt_port.torch_interop.array_layout import equinox_transposed_convolution as equinox_transposed_convolution
 from jaxopt_port.torch_interop.array_layout import flattened as flattened
 from jaxopt_port.torch_interop.array_layout import from_heads as from_heads
 from jaxopt_port.torch_interop.array_layout import linear as linear
@@ -48,11 +50,17 @@ from jaxopt_port.torch_interop.module_pairs import (
     shortened,
     torch_modules,
 )
-from jaxopt_port.torch_interop.module_pairs import Source as Source
 
 Tree = Any
 COLLECTIONS = ("params", "batch_stats")
 STATISTICS = ("running_mean", "running_var")
+KINDS = {  # what a user writes for a layout of this name
+    **{kind.__name__: kind.__name__ for kind in (same, linear, convolution)},
+    "to heads": "to_heads",
+    "from heads": "from_heads",
+    "transposed convolution, mirrored": "transposed_convolution",
+    "equinox's transposed convolution, mirrored": "equinox_transposed_convolution",
+}
 LISTED = 4  # layers that an error lists of those that one may be
 
 
@@ -69,7 +77,11 @@ class Mapping:
     def __str__(self) -> str:
         rows = [
             (
-                e.source.name + (f" part {e.source.part + 1} of {e.source.parts}" if e.source.parts > 1 else ""),
+                " + ".join(
+                    each.name + (f" part {each.part + 1} of {each.parts}" if each.parts > 1 else "")
+                    for each in (e.source, e.plus)
+                    if each is not None
+                ),
                 str(list(e.layout.torch)),
                 e.path,
                 str(list(e.layout.flax)),
@@ -87,7 +99,9 @@ class Mapping:
         """The entries of each of torch's arrays, in torch's order."""
         entries: dict[str, list[Entry]] = {}
         for entry in self.entries:
-            entries.setdefault(entry.source.name, []).append(entry)
+            for source in (entry.source, entry.plus):
+                if source is not None:
+                    entries.setdefault(source.name, []).append(entry)
         return entries
 
 
@@ -108,15 +122,17 @@ def infer(
     one is asked about that has inputs enough.
 
     Known are Linear, Conv1d, Conv2d, Conv3d, their transposes, BatchNorm, LayerNorm, GroupNorm, RMSNorm, Embedding,
-    MultiheadAttention and bare parameters; in flax linen and nnx. torch's `num_batches_tracked` has no counterpart,
-    statistics are left out where `flax` has none, and so is what flax has beside floating-point numbers: the keys and
-    counts of nnx's random streams.
+    MultiheadAttention, LSTM, GRU, RNN and bare parameters; in flax linen, nnx and, but for GRU's biases and running
+    statistics, equinox. A recurrent layer is one for each of its layers and directions, `rnn.l0`, `rnn.l0_reverse`;
+    where its cell has one bias for torch's two, it gets their sum, and on the way back torch's second is zero. torch's
+    `num_batches_tracked` has no counterpart, statistics are left out where `flax` has none, and so is what flax has
+    beside floating-point numbers: the keys and counts of nnx's random streams.
 
     Args:
       torch: torch's `module.state_dict()`: arrays, or their shapes, by name, in torch's order. Leave out what flax does
         not have twice, a weight that is tied to another.
-      flax: the parameters, `{"params": ..., "batch_stats": ...}`, or an nnx state with both; arrays or shapes
-        (`jax.eval_shape`).
+      flax: the parameters, `{"params": ..., "batch_stats": ...}`, an nnx state with both, or an equinox model; arrays
+        or shapes (`jax.eval_shape`).
       pairs: torch's layers and flax's, `{"down.0": "Block_0/Conv_2"}`, to be taken as they are. Torch's names here and
         in `layouts` may go without what all begin with.
       layouts: how an array lies, where shapes do not tell: `{"fc.weight": layout.flattened(64, 4, 4)}` for the linear
@@ -139,13 +155,12 @@ def infer(
         shapes = {name: shape for name, shape in shapes.items() if not name.endswith(STATISTICS)}
     shapes = {name: shape for name, shape in shapes.items() if not name.endswith("num_batches_tracked")}
     order = {name: at for at, name in enumerate(shapes)}
-    identical = [] if pairs or layouts else _identical(shapes, flax_shapes)
+    identical = [] if pairs or layouts or _has_fields(flax) else _identical(shapes, flax_shapes)
     for entry in identical:
         del shapes[entry.source.name], flax_shapes[entry.path]
     theirs = torch_modules(shapes)
-    attention = any("query.weight" in module.arrays for module in theirs)
     kinds = _known("layouts", layouts or {}, shapes, patterns=True)
-    pairing = Pairing(theirs, flax_modules(flax_shapes, attention), kinds)
+    pairing = Pairing(theirs, flax_modules(flax_shapes, theirs), kinds)
     given = _known("pairs", pairs or {}, pairing.torch)
     _check_known("pairs", [name for name in given.values() if name not in pairing.flax], pairing.flax)
     for torch_name, flax_name in given.items():
@@ -156,6 +171,12 @@ def infer(
     ways.sort(key=lambda way: (order[way[0].source.name], way[0].source.part))
     _check(pairing, ways, torch)
     return Mapping(tuple(way[0] for way in ways))
+
+
+def _has_fields(tree: Tree) -> bool:
+    """Whether a tree has objects in it, as equinox's modules, whose layouts may be others under the same names."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_box)
+    return any(isinstance(key, jax.tree_util.GetAttrKey) for path, _ in paths for key in path)
 
 
 def _identical(torch: Dict[str, Shape], flax: Dict[str, Shape]) -> list[Entry]:
@@ -229,7 +250,7 @@ def to_torch(mapping: Mapping, flax: Tree, tied: Dict[str, str] | None = None) -
         raise ValueError(f"not in the mapping: {', '.join(sorted(unknown))}. Infer it with the whole tree")
     by_name = mapping.by_name()
     arrays = {
-        name: torch_array(entries, [leaves[entry.path] for entry in entries])
+        name: torch_array(name, entries, [leaves[entry.path] for entry in entries])
         for name, entries in by_name.items()
         if all(entry.path in leaves for entry in entries)
     }
@@ -267,19 +288,29 @@ def unbiased_var(before: jax.Array, after: jax.Array, count: int, momentum: floa
 
 def flax_array(entry: Entry, torch: Dict[str, Any]) -> np.ndarray:
     """The array of an entry out of torch's."""
-    source, layout = entry.source, entry.layout
+    array = _part_in_flax(entry, entry.source, torch)
+    return array if entry.plus is None else array + _part_in_flax(entry, entry.plus, torch)
+
+
+def _part_in_flax(entry: Entry, source: Source, torch: Dict[str, Any]) -> np.ndarray:
     if source.name not in torch:
         raise ValueError(f"{source.name!r}, which is {entry.path!r} in flax, is missing")
     array = as_array(torch[source.name])
     if array.shape != torch_shape([entry]):
         raise ValueError(f"{source.name!r} is {list(array.shape)}, in the mapping {list(torch_shape([entry]))}")
-    return layout.to_flax(np.split(array, source.parts)[source.part] if source.parts > 1 else array)
+    return entry.layout.to_flax(np.split(array, source.parts)[source.part] if source.parts > 1 else array)
 
 
-def torch_array(entries: list[Entry], arrays: list[np.ndarray]) -> np.ndarray:
-    """torch's array of the arrays of its entries."""
-    parts = [entry.layout.to_torch(array) for entry, array in zip(entries, arrays, strict=True)]
-    return parts[0].copy() if len(parts) == 1 else np.concatenate(parts)
+def torch_array(name: str, entries: Sequence[Entry], arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """torch's array of the arrays of its entries; zero where it is what is added to another of torch's."""
+    parts: dict[int, np.ndarray] = {}
+    for entry, array in zip(entries, arrays, strict=True):
+        moved = entry.layout.to_torch(array)
+        if entry.plus is not None and entry.plus.name == name:
+            parts[entry.plus.part] = np.zeros_like(moved)
+        else:
+            parts[entry.source.part] = moved
+    return parts[0].copy() if len(parts) == 1 else np.concatenate([parts[part] for part in sorted(parts)])
 
 
 def torch_shape(entries: list[Entry]) -> Shape:
@@ -293,7 +324,11 @@ def weight_leaves(tree: Tree) -> dict[str, int]:
     paths, leaves = leaf_paths(tree), jax.tree.leaves(tree)
     if all(path.startswith(tuple(f"{name}/" for name in COLLECTIONS)) for path in paths):  # linen's variables
         paths = [path.partition("/")[2] for path in paths]
-    return {path: i for i, path in enumerate(paths) if jnp.issubdtype(leaves[i].dtype, np.inexact)}
+    return {
+        path: i
+        for i, path in enumerate(paths)
+        if hasattr(leaves[i], "dtype") and jnp.issubdtype(leaves[i].dtype, np.inexact)
+    }
 
 
 def _shape(name: str, value: Any) -> Shape:
@@ -339,7 +374,8 @@ def _check(pairing: Pairing, ways: list[list[Entry]], torch: Dict[str, Any]) -> 
     """Raise for everything that is left over or could be several things."""
     wrong = [
         f"{way[0].source.name} {list(way[0].layout.torch)} could be any of: "
-        f"{' or '.join(entry.layout.name for entry in way)}; say which: layouts={{{way[0].source.name!r}: ...}}"
+        f"{' or '.join(entry.layout.name for entry in way)}; say which: "
+        + " or ".join(f"layouts={{{entry.source.name!r}: layout.{KINDS[entry.layout.name]}}}" for entry in way)
         for way in ways
         if len(way) > 1
     ]

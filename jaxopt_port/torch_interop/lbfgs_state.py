@@ -126,7 +126,8 @@ def _to_torch(x: np.ndarray, known: Sequence[Parameter], params: Any) -> np.ndar
         columns = [pieces[leaf].reshape(-1, width[leaf]).T for leaf in parameter.leaves]
         moved = [
             torch_array(
-                list(parameter.entries),
+                parameter.name,
+                parameter.entries,
                 [
                     column[i].reshape(entry.layout.flax)
                     for column, entry in zip(columns, parameter.entries, strict=True)

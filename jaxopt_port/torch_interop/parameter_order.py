@@ -118,6 +118,12 @@ def _of_mapping(params: Any, mapping: "layout.Mapping") -> list[Parameter]:
     for name, entries in mapping.by_name().items():
         if name.endswith(layout.STATISTICS):
             continue
+        sums = [entry.path for entry in entries if entry.plus is not None and entry.path in at]
+        if sums:
+            raise ValueError(
+                f"{sums[0]!r} is the sum of two biases of torch's, of which its optimizer steps each: the state cannot "
+                "be carried over, only weights can. A cell can: with arrays weight_ih, weight_hh, bias_ih, bias_hh"
+            )
         here = [entry.path in at for entry in entries]
         if any(here) and not all(here):
             raise ValueError(f"{name!r} of torch's is {', '.join(e.path for e in entries)}: params has not all of them")

@@ -197,7 +197,7 @@ def saver(
 
 def _to_torch(name: str, parameter: Parameter, slots: Sequence[Any]) -> np.ndarray:
     if name not in FACTORS:
-        return torch_array(list(parameter.entries), [np.asarray(getattr(slot, name)) for slot in slots])
+        return torch_array(parameter.name, parameter.entries, [np.asarray(getattr(slot, name)) for slot in slots])
     if _transposed(parameter):
         return np.array(getattr(slots[0], FACTORS[name])).swapaxes(-1, -2).copy()
     return np.array(getattr(slots[0], name))
