@@ -95,11 +95,12 @@ def _transposed(parameter: Parameter) -> bool:
 
 
 def _array(x: np.ndarray, like: jax.Array) -> jax.Array:
-    """A copy as an array of the dtype of `like`."""
+    """A copy as an array of the dtype of `like`; of its own where that is a 16-bit one, which some keep moments in."""
     if np.iscomplexobj(x) and not jnp.iscomplexobj(like):
         raise ValueError("a state is complex, its parameter is not")
+    short = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < np.float32().itemsize
     with float64():
-        return jnp.array(x, like.dtype)
+        return jnp.array(x, x.dtype if short else like.dtype)
 
 
 def _scalar(name: str, state: State, first: jax.Array) -> Any:

@@ -15,6 +15,7 @@ HINTS: Mapping[str, Mapping[str, Any]] = {
     "adafactor": {"foreach": None},
     "adagrad": {"foreach": None, "differentiable": False, "fused": None},
     "adam": {**FOREACH, "fused": None},
+    "adamw": {**FOREACH, "fused": None},
     "sgd": {"foreach": None, "differentiable": False, "fused": None},
 }
 # What torch's schedulers add to the groups.
@@ -45,15 +46,17 @@ def algorithm(optimizer: Optimizer) -> Any:
 
 
 def rule_name(optimizer: Optimizer) -> str:
-    """The name of the optimizer's rule; AdamW's is adam.
+    """The name of the optimizer's rule.
 
     Raises:
-      ValueError: nonlinear conjugate gradients, which torch does not have; a wrapper.
+      ValueError: one that torch does not have, as nonlinear conjugate gradients and a user's own; a wrapper.
     """
     found = algorithm(optimizer)
-    name = found.rule.scalars.__module__.rpartition(".")[2] if hasattr(found, "rule") else found.name
-    if name == "nonlinear_cg":
-        raise ValueError("torch has no nonlinear conjugate gradients, and no state dict of them")
+    is_torchs, name = (
+        (found.rule.torch, found.rule.name) if hasattr(found, "rule") else (found.name == "lbfgs", found.name)
+    )
+    if not is_torchs:
+        raise ValueError(f"torch has no {name}, and no state dict of it: save the state as JAX's trees are saved")
     return name
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +80,7 @@ def test_keys_of_users_and_of_schedulers_are_no_options() -> None:
 
 
 def moment(state_dict: Any, dtype: Any = jnp.float32) -> np.ndarray:
-    return np.asarray(load_optimizer(optim.adamw, state_dict, ours(dtype))[1].slots["weight"].exp_avg)
+    return np.asarray(load_optimizer(optim.adamw, state_dict, ours(dtype))[1].slots.exp_avg["weight"])
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lbfgs"])
@@ -112,7 +112,7 @@ def test_what_torch_keeps_for_its_owner_is_passed_by() -> None:
     state_dict["state"]["global"] = {"seen": 3}
     state_dict["param_groups"][0]["momentum"] = 0.9
     torch.optim.AdamW(module.parameters()).load_state_dict(state_dict)
-    with pytest.warns(UserWarning, match="have momentum, which adam does not"):
+    with pytest.warns(UserWarning, match="have momentum, which adamw does not"):
         np.testing.assert_array_equal(moment(state_dict), optimizer.state[module.weight]["exp_avg"])
 
 
@@ -169,3 +169,31 @@ def test_a_failed_run_of_lbfgs_is_refused() -> None:
     theirs["state"][0]["old_dirs"][-1][0] = float("nan")
     with pytest.raises(ValueError, match="'old_dirs' in the state of lbfgs has NaN: the run had failed"):
         load_optimizer(optim.lbfgs, theirs, ours())
+
+
+class Nothing(NamedTuple):
+    pass
+
+
+def test_what_torch_does_not_have_is_refused_by_name() -> None:
+    rule = optim.Rule("descent", Nothing, lambda step, h, s: ({"lr": h.lr}, s), lambda p, g, s, c: (p - c.lr * g, s))
+    mine, params = optim.lift(rule, {"lr": 0.5}), ours()
+    for optimizer in (mine, optim.nonlinear_cg()):
+        with pytest.raises(ValueError, match=r"torch has no (descent|nonlinear_cg), and no state dict of it"):
+            optimizer_state_dict(optimizer, optimizer.init(params), params)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_short_moments_of_long_parameters_stay_short(dtype: Any) -> None:
+    _, optimizer = stepped(torch.optim.AdamW)
+    state_dict = optimizer.state_dict()
+    state = state_dict["state"][0]
+    state |= {key: state[key].to(dtype) for key in ("exp_avg", "exp_avg_sq")}
+    adamw, loaded = load_optimizer(optim.adamw, state_dict, ours())
+    assert loaded.slots.exp_avg["weight"].dtype == str(dtype).removeprefix("torch.")
+    assert loaded.steps[0]["step"].dtype == jnp.float32
+    back = tensors(optimizer_state_dict(adamw, loaded, ours())["state"][0])
+    assert back["exp_avg"].dtype == back["exp_avg_sq"].dtype == dtype
+    assert torch.equal(back["exp_avg"], state["exp_avg"])
+    _, after = adamw.step({"weight": jnp.ones((3, 2))}, loaded, ours())
+    assert after.slots.exp_avg["weight"].dtype == loaded.slots.exp_avg["weight"].dtype
