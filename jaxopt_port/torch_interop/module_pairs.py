@@ -188,13 +188,12 @@ def _kinds(path: str, ndim: int, layouts: Mapping[str, Kind]) -> list[Kind]:
 def _told_by_names(found: list[Layout], torch: str, path: str) -> list[Layout]:
     """Which convolution a square one is: as flax names its class, as one name says, or as both do."""
     layer = path.rpartition("/")[0]
-    said = {_convolution(torch), _convolution(layer)}
-    if re.search(r"(^|/)Conv_\d+$", layer):
-        said = {"plain"}
-    transposed = {"transposed"} <= said
-    if not transposed and said != {"plain"}:
-        return found
-    return [layout for layout in found if ("transposed" in layout.name) == transposed]
+    theirs, ours = _convolution(torch), _convolution(layer)
+    if re.search(r"(^|/)Conv_\d+$", layer):  # the class, which torch's name may contradict
+        said = "" if theirs == "transposed" else "plain"
+    else:
+        said = "transposed" if "transposed" in (theirs, ours) else theirs if theirs == ours else ""
+    return [layout for layout in found if ("transposed" in layout.name) == (said == "transposed")] if said else found
 
 
 def _convolution(name: str) -> str:

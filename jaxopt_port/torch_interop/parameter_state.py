@@ -124,7 +124,8 @@ def _check(name: str, fields: Sequence[str], steps: Iterable[str], parameter: Pa
         )
     for key in (*scalars, *fields):
         right = () if key in scalars else _shape(key, parameter)
-        if state.get(key) is not None and np.shape(state[key]) != right:
+        one_number = key in scalars and np.shape(state[key]) == (1,)  # torch 1.12's, with capturable
+        if state.get(key) is not None and np.shape(state[key]) != right and not one_number:
             raise ValueError(
                 f"{key!r} in the state of parameter {parameter.name!r} is {list(np.shape(state[key]))} and should be "
                 f"{list(right)}, as the parameter is {list(parameter.shape)}: params or the mapping is not what the "

@@ -14,6 +14,7 @@ from jaxopt_port.param_groups import ParamGroup, leaf_paths
 from jaxopt_port.torch_interop import lbfgs_state, parameter_state
 from jaxopt_port.torch_interop.layout import Mapping as LayoutMapping
 from jaxopt_port.torch_interop.parameter_order import Parameter, by_group, parameters
+from jaxopt_port.torch_interop.state_dict_forms import as_torchs
 from jaxopt_port.torch_interop.torch_groups import HINTS, algorithm, keys_of_users, options_of, plain_option, rule_name
 
 Tree = Any
@@ -43,7 +44,8 @@ def load_optimizer(
       factory: `optim.adamw` and so on, the optimizer that wrote it. The state dict does not say which. One of another
         optimizer's options is refused, but AdamWs and Adams from before torch 2.6 look the same, and all of theirs load
         as `optim.adam` too, which has `decoupled_weight_decay`.
-      state_dict: torch's, or what JSON makes of it. States are looked up by the entries of `params` in its groups.
+      state_dict: torch's, or what JSON makes of it; by names, as FSDP and `get_optimizer_state_dict` have it, flattened
+        too; Lightning's list of one. States are looked up by the entries of `params` in its groups.
       params: the parameters that it belongs to. Those that `param_names` leave out are frozen.
       mapping: from `layout.infer`, where the parameters are in flax's names and layouts. Its order, that of torch's
         `state_dict()`, is taken for torch's; without it that of the leaves of `params`. Where these may have been
@@ -66,12 +68,12 @@ def load_optimizer(
       ...     "state": {0: {"step": np.float32(7), "exp_avg": np.array([0.5]), "exp_avg_sq": np.array([0.25])}},
       ...     "param_groups": [{"lr": 0.1, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01, "params": [0]}]}
       >>> optimizer, state = load_optimizer(optim.adamw, state_dict, {"w": jnp.ones(1)})
-      >>> state.steps[0]["step"], state.slots["w"].exp_avg
+      >>> state.steps[0]["step"], state.slots.exp_avg["w"]
       (Array(7., dtype=float32), Array([0.5], dtype=float32))
 
     Source: torch/optim/optimizer.py, Optimizer.load_state_dict.
     """
-    name, state_dict = rule_name(factory()), _with_states_by_id(state_dict)
+    name, state_dict = rule_name(factory()), as_torchs(state_dict)
     options = [options_of(factory, group, i) for i, group in enumerate(state_dict["param_groups"])]
     users = keys_of_users(factory, state_dict)
     if users:
@@ -185,27 +187,6 @@ def exported_groups(optimizer: Optimizer, params: Tree) -> list[int]:
     lifted = algorithm(optimizer)
     members = lifted.members(params)
     return [group for group, frozen in enumerate(lifted.frozen) if not frozen and group in members]
-
-
-def _with_states_by_id(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """The state dict with each state under the very entry of its group's `params`, which JSON makes a string."""
-    if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
-        what = f"a dict of {list(state_dict)}" if isinstance(state_dict, Mapping) else repr(state_dict)
-        raise ValueError(
-            "the state dict is not an optimizer's, which has state and param_groups: pass optimizer.state_dict(), such "
-            f"as checkpoint['optimizer']. This is {what}"
-        )
-    found, groups = state_dict["state"], state_dict["param_groups"]
-    keys = {i: i if i in found else str(i) for group in groups for i in group["params"]}
-    named = any(isinstance(i, str) for i in keys)
-    apart = map(str, found.keys() - set(keys.values()))
-    lost = [key for key in apart if named or key.isdigit()]  # what else is there torch keeps for its owner
-    if lost:
-        raise ValueError(
-            f"the state dict has states of {', '.join(sorted(lost))}, which its groups do not have: their params are "
-            f"{', '.join(map(str, keys))}"
-        )
-    return {"state": {i: found[key] for i, key in keys.items() if key in found}, "param_groups": groups}
 
 
 def _make(
