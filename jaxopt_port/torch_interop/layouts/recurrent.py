@@ -6,7 +6,7 @@ A cell that has one bias has the sum of torch's two.
 import re
 from collections.abc import Collection, Mapping
 
-from jaxopt_port.torch_interop.array_layout import Source
+from jaxopt_port.torch_interop.layouts.array_layout import Source
 
 GATES = {4: "ifgo", 3: "rzn", 1: ""}  # of LSTM, GRU and RNN, by their number, in torch's order
 CELLS = (

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from jaxopt_port.torch_interop import array_layout, recurrent
-from jaxopt_port.torch_interop.array_layout import Kind, Layout, Shape, Source
+from jaxopt_port.torch_interop.layouts import array_layout, recurrent
+from jaxopt_port.torch_interop.layouts.array_layout import Kind, Layout, Shape, Source
 
 # flax's name of an array and torch's; any other array has the same name in both
 TORCH_NAMES = {

@@ -12,9 +12,9 @@ from jaxopt_port.closure.lbfgs import LBFGSState
 from jaxopt_port.optimizer import OptState
 from jaxopt_port.scalars import float64
 from jaxopt_port.torch_interop.files.as_array import as_array
-from jaxopt_port.torch_interop.layout import torch_array
-from jaxopt_port.torch_interop.parameter_order import Parameter
-from jaxopt_port.torch_interop.parameter_state import check_numbers
+from jaxopt_port.torch_interop.layouts.layout import torch_array
+from jaxopt_port.torch_interop.states.parameter_order import Parameter
+from jaxopt_port.torch_interop.states.parameter_state import check_numbers
 
 COUNTERS = ("func_evals", "n_iter")
 VECTORS = ("d", "prev_flat_grad")

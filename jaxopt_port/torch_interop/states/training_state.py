@@ -8,9 +8,9 @@ import numpy as np
 
 from jaxopt_port.gradients.grad_scaler import GradScaler, GradScalerState
 from jaxopt_port.swa_utils import AveragedState
-from jaxopt_port.torch_interop.layout import Mapping as LayoutMapping
-from jaxopt_port.torch_interop.layout import to_flax, to_torch
-from jaxopt_port.torch_interop.module_pairs import same_names
+from jaxopt_port.torch_interop.layouts.layout import Mapping as LayoutMapping
+from jaxopt_port.torch_interop.layouts.layout import to_flax, to_torch
+from jaxopt_port.torch_interop.layouts.module_pairs import same_names
 
 Tree = Any
 SCALER = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")

@@ -11,11 +11,18 @@ from typing import Any
 from jaxopt_port.hyper import find_state, get_hyper, set_hyper
 from jaxopt_port.optimizer import Optimizer, OptState
 from jaxopt_port.param_groups import ParamGroup, leaf_paths
-from jaxopt_port.torch_interop import lbfgs_state, parameter_state
-from jaxopt_port.torch_interop.layout import Mapping as LayoutMapping
-from jaxopt_port.torch_interop.parameter_order import Parameter, by_group, parameters
-from jaxopt_port.torch_interop.state_dict_forms import as_torchs
-from jaxopt_port.torch_interop.torch_groups import HINTS, algorithm, keys_of_users, options_of, plain_option, rule_name
+from jaxopt_port.torch_interop.layouts.layout import Mapping as LayoutMapping
+from jaxopt_port.torch_interop.states import lbfgs_state, parameter_state
+from jaxopt_port.torch_interop.states.parameter_order import Parameter, by_group, parameters
+from jaxopt_port.torch_interop.states.state_dict_forms import as_torchs
+from jaxopt_port.torch_interop.states.torch_groups import (
+    HINTS,
+    algorithm,
+    keys_of_users,
+    options_of,
+    plain_option,
+    rule_name,
+)
 
 Tree = Any
 

@@ -12,8 +12,8 @@ from jaxopt_port.lr_scheduler.scheduler import Sched, Scheduler
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.scalars import float64
 from jaxopt_port.torch_interop.files.as_array import as_array
-from jaxopt_port.torch_interop.state_dict import exported_groups
-from jaxopt_port.torch_interop.torch_groups import SCHEDULED, default_options
+from jaxopt_port.torch_interop.states.state_dict import exported_groups
+from jaxopt_port.torch_interop.states.torch_groups import SCHEDULED, default_options
 
 FUNCTIONS = ("lr_lambdas", "_scale_fn_custom")
 # What torch's schedulers keep that says nothing: the first two between steps, the last until torch 2.6.

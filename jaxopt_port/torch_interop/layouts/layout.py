@@ -13,7 +13,6 @@ Example:
   [[1.0], [2.0]]
 """
 
-import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from collections.abc import Mapping as Dict
@@ -26,42 +25,34 @@ import numpy as np
 
 from jaxopt_port.param_groups import is_box, leaf_paths
 from jaxopt_port.scalars import float64
-from jaxopt_port.torch_interop.array_layout import Kind as Kind
-from jaxopt_port.torch_interop.array_layout import Layout as Layout
-from jaxopt_port.torch_interop.array_layout import Shape
-from jaxopt_port.torch_interop.array_layout import Source as Source
-from jaxopt_port.torch_interop.array_layout import convolution as convolution
-from jaxopt_port.torch_interop.array_layout import equinox_transposed_convolution as equinox_transposed_convolution
-from jaxopt_port.torch_interop.array_layout import flattened as flattened
-from jaxopt_port.torch_interop.array_layout import from_heads as from_heads
-from jaxopt_port.torch_interop.array_layout import linear as linear
-from jaxopt_port.torch_interop.array_layout import same as same
-from jaxopt_port.torch_interop.array_layout import to_heads as to_heads
-from jaxopt_port.torch_interop.array_layout import transposed_convolution as transposed_convolution
 from jaxopt_port.torch_interop.files.as_array import as_array
-from jaxopt_port.torch_interop.module_order import differ_in_numbers, in_order_of_modules
-from jaxopt_port.torch_interop.module_pairs import Entry as Entry
-from jaxopt_port.torch_interop.module_pairs import (
-    Module,
+from jaxopt_port.torch_interop.layouts.array_layout import Kind as Kind
+from jaxopt_port.torch_interop.layouts.array_layout import Layout as Layout
+from jaxopt_port.torch_interop.layouts.array_layout import Shape
+from jaxopt_port.torch_interop.layouts.array_layout import Source as Source
+from jaxopt_port.torch_interop.layouts.array_layout import convolution as convolution
+from jaxopt_port.torch_interop.layouts.array_layout import (
+    equinox_transposed_convolution as equinox_transposed_convolution,
+)
+from jaxopt_port.torch_interop.layouts.array_layout import flattened as flattened
+from jaxopt_port.torch_interop.layouts.array_layout import from_heads as from_heads
+from jaxopt_port.torch_interop.layouts.array_layout import linear as linear
+from jaxopt_port.torch_interop.layouts.array_layout import same as same
+from jaxopt_port.torch_interop.layouts.array_layout import to_heads as to_heads
+from jaxopt_port.torch_interop.layouts.array_layout import transposed_convolution as transposed_convolution
+from jaxopt_port.torch_interop.layouts.module_pairs import Entry as Entry
+from jaxopt_port.torch_interop.layouts.module_pairs import (
     Pairing,
-    fits,
     flax_modules,
     same_names,
     shortened,
     torch_modules,
 )
+from jaxopt_port.torch_interop.layouts.unpaired import check_paired
 
 Tree = Any
 COLLECTIONS = ("params", "batch_stats")
 STATISTICS = ("running_mean", "running_var")
-KINDS = {  # what a user writes for a layout of this name
-    **{kind.__name__: kind.__name__ for kind in (same, linear, convolution)},
-    "to heads": "to_heads",
-    "from heads": "from_heads",
-    "transposed convolution, mirrored": "transposed_convolution",
-    "equinox's transposed convolution, mirrored": "equinox_transposed_convolution",
-}
-LISTED = 4  # layers that an error lists of those that one may be
 
 
 @dataclass(frozen=True)
@@ -169,7 +160,7 @@ def infer(
     pairing.by_shape()
     ways = [[entry] for entry in identical] + [way for pair in pairing.found for way in pair]
     ways.sort(key=lambda way: (order[way[0].source.name], way[0].source.part))
-    _check(pairing, ways, torch)
+    check_paired(pairing, ways, torch)
     return Mapping(tuple(way[0] for way in ways))
 
 
@@ -368,103 +359,3 @@ def _matching(pattern: str, full: Dict[str, str]) -> list[str]:
         return [name for short, name in full.items() if re.fullmatch(pattern, short)]
     except re.error:
         return []
-
-
-def _check(pairing: Pairing, ways: list[list[Entry]], torch: Dict[str, Any]) -> None:
-    """Raise for everything that is left over or could be several things."""
-    wrong = [
-        f"{way[0].source.name} {list(way[0].layout.torch)} could be any of: "
-        f"{' or '.join(entry.layout.name for entry in way)}; say which: "
-        + " or ".join(f"layouts={{{entry.source.name!r}: layout.{KINDS[entry.layout.name]}}}" for entry in way)
-        for way in ways
-        if len(way) > 1
-    ]
-    wrong += _unflattened([way[0] for way in ways], pairing.layouts, list(torch))
-    twins = _twins(torch) if pairing.torch else {}
-    wrong += [_left_over_torch(module, pairing, twins) for module in pairing.torch.values()]
-    wrong += [
-        f"flax's {module} has no counterpart: nothing that is left in torch fits it"
-        for module in pairing.flax.values()
-        if not any(pairing.can_be(name, module.name) for name in pairing.torch)
-    ]
-    if wrong:
-        raise ValueError("torch's arrays cannot be told in flax's tree:\n  " + "\n  ".join(wrong))
-
-
-def _left_over_torch(module: Module, pairing: Pairing, twins: Dict[str, str]) -> str:
-    """Why a layer of torch's was not paired, and what to do."""
-    names = dict.fromkeys(source.name for source in module.arrays.values())
-    tied = "".join(f"; {name} has the numbers of {twins[name]}" for name in names if name in twins)
-    could_be = [str(other) for name, other in pairing.flax.items() if pairing.can_be(module.name, name)]
-    if could_be:
-        more = f" or {len(could_be) - LISTED} others" if len(could_be) > LISTED else ""
-        return (
-            f"torch's {module} could be flax's {' or '.join(could_be[:LISTED])}{more}: name the pair, "
-            f"pairs={{{module.name!r}: flax's layer}}{f'{tied}: leave out what is tied' if tied else ''}"
-        )
-    weights = [source.name for source in module.arrays.values() if len(source.shape) > 1]
-    for kind in (same, convolution, transposed_convolution):
-        layouts = {**pairing.layouts, **dict.fromkeys(weights, kind)}
-        if any(fits(module, other, layouts) for other in pairing.flax.values()):
-            said = ", ".join(f"{name!r}: layout.{kind.__name__}" for name in weights)
-            return f"torch's {module} fits a layer of flax's only with layouts={{{said}}}: say so if it lies like that"
-    asked = [name for name in weights if name in pairing.layouts]
-    advice = (
-        f" with the layout given for {', '.join(asked)}" if asked else f"{tied}; leave out of `torch` what flax lacks"
-    )
-    return f"torch's {module} has no counterpart: nothing that is left in flax fits it{advice}"
-
-
-def _twins(torch: Dict[str, Any]) -> dict[str, str]:
-    """Of each weight that has the numbers of another, which is tied to it, that other."""
-    found: dict[Any, list[str]] = {}
-    for name, x in torch.items():
-        if len(getattr(x, "shape", ())) > 1:
-            found.setdefault((tuple(x.shape), hashlib.sha256(as_array(x).tobytes()).digest()), []).append(name)
-    alike = [names for names in found.values() if len(names) > 1]
-    return {name: next(other for other in names if other != name) for names in alike for name in names}
-
-
-def _unflattened(entries: list[Entry], layouts: Dict[str, Kind], names: list[str]) -> list[str]:
-    """Linear layers that take a flattened convolution and of which nobody said in which order it was flattened.
-
-    They are the first after a convolution, if it has enough inputs, and others with as many, as a network's heads are.
-    Where `names`, torch's, are not in the order of its modules, or a layer is before all convolutions, it may be any
-    with enough inputs, but for those that follow a layer like them with as many outputs.
-    """
-    layers = [entry for entry in entries if "convolution" in entry.layout.name or "linear" in entry.layout.name]
-    everything = {entry.layout.flax[-1] for entry in layers if "convolution" in entry.layout.name}
-    in_order = in_order_of_modules(names)
-    wrong, channels, width, before = [], None, None, None
-    for entry in layers:
-        name, layout = entry.source.name, entry.layout
-        if "convolution" in layout.name:
-            channels, width, before = layout.flax[-1], None, None
-            continue
-        inputs = layout.torch[1]
-        after_one = in_order and channels is not None
-        if after_one:
-            if width is None:
-                width = inputs if _flattens(inputs, channels) else 0
-            may_be = [channels] if inputs == width else []
-        else:
-            fed = (
-                before is not None and before.layout.torch[0] == inputs and differ_in_numbers(before.source.name, name)
-            )
-            may_be = [] if fed else sorted(each for each in everything if _flattens(inputs, each))
-        before = entry
-        if may_be and name not in layouts:
-            said = " or ".join(
-                f"layouts={{{name!r}: layout.flattened({each}, HEIGHT, WIDTH)}} with HEIGHT x WIDTH = {inputs // each}"
-                for each in may_be
-            )
-            wrong.append(
-                f"{name} {list(layout.torch)} {'follows' if after_one else 'may follow'} a convolution with "
-                f"{' or '.join(map(str, may_be))} channels, which torch flattens channels first: say {said}, or "
-                "layout.linear where the flax network transposes first or the layer takes something else"
-            )
-    return wrong
-
-
-def _flattens(inputs: int, channels: int) -> bool:
-    return inputs > channels and inputs % channels == 0

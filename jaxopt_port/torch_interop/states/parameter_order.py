@@ -10,10 +10,10 @@ import jax
 import numpy as np
 
 from jaxopt_port.param_groups import leaf_paths
-from jaxopt_port.torch_interop import layout
-from jaxopt_port.torch_interop.array_layout import Shape
-from jaxopt_port.torch_interop.module_order import in_doubt
-from jaxopt_port.torch_interop.module_pairs import Entry, Source, same_names
+from jaxopt_port.torch_interop.layouts import layout
+from jaxopt_port.torch_interop.layouts.array_layout import Shape
+from jaxopt_port.torch_interop.layouts.module_order import in_doubt
+from jaxopt_port.torch_interop.layouts.module_pairs import Entry, Source, same_names
 
 SCALARS = ("step", "eta", "mu", "mu_product")  # of a state: what says nothing of the parameter's shape
 MANY = 1000  # ends of orders that are looked at

@@ -11,8 +11,8 @@ from jaxopt_port.optimizer import OptState
 from jaxopt_port.scalars import float64
 from jaxopt_port.slots import as_leaves, with_leaves
 from jaxopt_port.torch_interop.files.as_array import as_array
-from jaxopt_port.torch_interop.layout import torch_array
-from jaxopt_port.torch_interop.parameter_order import Parameter
+from jaxopt_port.torch_interop.layouts.layout import torch_array
+from jaxopt_port.torch_interop.states.parameter_order import Parameter
 
 State = Mapping[str, Any]
 
