@@ -12,14 +12,12 @@ from jaxopt_port.lr_scheduler.scheduler import Sched, Scheduler
 from jaxopt_port.number import is_number, to_number
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.torch_interop.files.as_array import as_array
-from jaxopt_port.torch_interop.state_dict import exported_groups
-from jaxopt_port.torch_interop.torch_groups import default_options
+from jaxopt_port.torch_interop.states.state_dict import exported_groups
+from jaxopt_port.torch_interop.states.torch_groups import SCHEDULED, default_options
 
 FUNCTIONS = ("lr_lambdas", "_scale_fn_custom")
 # What is in our state and not in torch's.
 OURS = ("scheduler", "param_groups")
-# What torch's schedulers add to the optimizer's groups.
-ADDED = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
 # What torch's schedulers keep that says nothing: the first two between steps, the last until torch 2.6.
 FLAGS = ("_is_initial", "_get_lr_called_within_step", "use_beta1", "verbose")
 # By which attribute a state dict shows its class, if it has none of those before it.
@@ -79,7 +77,7 @@ def load_scheduler(
             "optimizer.state_dict(), such as checkpoint['optimizer']"
         )
     groups = optimizer_state_dict["param_groups"]
-    added = [{key: to_number(as_array(group[key]).item()) for key in ADDED if key in group} for group in groups]
+    added = [{key: to_number(as_array(group[key]).item()) for key in SCHEDULED if key in group} for group in groups]
     count = len(scheduler.init(state)[0]["param_groups"])
     if count < len(groups):
         raise ValueError(f"the optimizer's state dict has {len(groups)} parameter groups, the state {count}")

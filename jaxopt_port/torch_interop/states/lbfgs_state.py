@@ -12,8 +12,9 @@ from jaxopt_port.closure.lbfgs import LBFGSState
 from jaxopt_port.optimizer import OptState
 from jaxopt_port.scalars import float64
 from jaxopt_port.torch_interop.files.as_array import as_array
-from jaxopt_port.torch_interop.layout import torch_array
-from jaxopt_port.torch_interop.parameter_order import Parameter
+from jaxopt_port.torch_interop.layouts.layout import torch_array
+from jaxopt_port.torch_interop.states.parameter_order import Parameter
+from jaxopt_port.torch_interop.states.parameter_state import check_numbers
 
 COUNTERS = ("func_evals", "n_iter")
 VECTORS = ("d", "prev_flat_grad")
@@ -46,6 +47,11 @@ def load(state: OptState, state_dict: Mapping[str, Any], known: Sequence[Paramet
             f"torch's L-BFGS has {len(covered)} of the {len(leaves)} arrays in params, in vectors over all of its: "
             "pass what it steps, without batch statistics and the like"
         )
+
+    for key in (*COUNTERS, *VECTORS, *NUMBERS, *HISTORY):
+        value = found.get(key)
+        for one in value if key in HISTORY and value else [] if value is None else [value]:
+            check_numbers(key, as_array(one), "the state of lbfgs")
 
     def vector(x: Any) -> np.ndarray:
         return _to_flax(as_array(x), known, params)
@@ -124,7 +130,8 @@ def _to_torch(x: np.ndarray, known: Sequence[Parameter], params: Any) -> np.ndar
         columns = [pieces[leaf].reshape(-1, width[leaf]).T for leaf in parameter.leaves]
         moved = [
             torch_array(
-                list(parameter.entries),
+                parameter.name,
+                parameter.entries,
                 [
                     column[i].reshape(entry.layout.flax)
                     for column, entry in zip(columns, parameter.entries, strict=True)
