@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxopt_port.compare import blame, layers, noise
+from jaxopt_port.compare import blame, noise
 from jaxopt_port.compare.findings import Finding, number
+from jaxopt_port.compare.layers import Layer, called
 from jaxopt_port.compare.noise import distance, norm, total
 from jaxopt_port.compare.port import Port, as_jax, join, split
 from jaxopt_port.compare.trace import Arrays, Step
@@ -148,8 +149,8 @@ class Check:
         arguments = (self.trainable, self.rest, as_jax(self.step.batches()[0]))
         bent = {name: np.asarray(x) for name, x in noise.nudged(dict(outputs), 0, 1.0).items()}
         try:
-            found = layers.called(self.port._loss, arguments, paired, outputs, inputs)
-            again = layers.called(self.port._loss, arguments, paired, bent, inputs)
+            found = called(self.port._loss, arguments, paired, outputs, inputs)
+            again = called(self.port._loss, arguments, paired, bent, inputs)
         except (jax.errors.JAXTypeError, jax.errors.UnexpectedTracerError, ValueError, TypeError) as error:
             self.found.notes.append(f"the layers could not be looked at: {str(error).splitlines()[0]}")
             return None
@@ -167,7 +168,7 @@ class Check:
                 off = self.layer_off(name, layer, rows[0] if rows[0].off else rows[-1], maker)
         return off
 
-    def layer_off(self, name: str, layer: layers.Layer, row: Row, maker: str | None) -> Finding:
+    def layer_off(self, name: str, layer: Layer, row: Row, maker: str | None) -> Finding:
         """A layer is off, or what is before it: in torch the module `maker`, where it is one."""
         named = maker or name.partition("#")[0]
         own = [each["name"] for each in self.port.trace.parameters if each["name"].rpartition(".")[0] == named]
