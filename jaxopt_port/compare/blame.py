@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxopt_port.compare import noise
 from jaxopt_port.compare.findings import number
-from jaxopt_port.compare.port import Port, Scheduled
+from jaxopt_port.compare.port import Port, Scheduled, Several
 from jaxopt_port.compare.trace import Step
 from jaxopt_port.optimizer import Optimizer
 
@@ -125,7 +125,8 @@ def floor(port: Port, name: str) -> float:
     kind = next(
         (each["kind"] for each in port.trace.optimizers for group in each["groups"] if name in group["names"]), ""
     )
-    ours = isinstance(port.optimizer, Optimizer | Scheduled)
+    each = port.optimizer.optimizers if isinstance(port.optimizer, Several) else [port.optimizer]
+    ours = all(isinstance(one, Optimizer | Scheduled) for one in each)
     return noise.UPDATE.get(kind, noise.OURS if ours else noise.OPTAX)
 
 

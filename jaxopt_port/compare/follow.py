@@ -209,7 +209,7 @@ class _Following:
     def verdict(self) -> str:
         blamed = first(self.findings)
         if blamed is None:
-            steps, last = len(self.trace.steps), max((row.apart / row.allowed for f in self.full for row in f.rows if row.allowed), default=0.0)
+            steps, last = len(self.trace.steps), max((row.apart / row.allowed for f in self.full for row in f.rows if row.allowed and row.quantity != "input"), default=0.0)
             random = f" Loss and gradient were not judged: {self.random} draws at random." if self.random else ""
             return f"The port follows torch through all {steps:,} steps: nothing is further off than rounding makes it (at most {number(last)} of what is allowed).{random}"
         where = "At the start" if not blamed.step else f"At step {blamed.step:,}"

@@ -149,8 +149,7 @@ class Check:
         arguments = (self.trainable, self.rest, as_jax(self.step.batches()[0]))
         bent = {name: np.asarray(x) for name, x in noise.nudged(dict(outputs), 0, 1.0).items()}
         try:
-            found = called(self.port._loss, arguments, paired, outputs, inputs)
-            again = called(self.port._loss, arguments, paired, bent, inputs)
+            found, again = called(self.port.loss, arguments, paired, (outputs, bent), inputs)
         except (jax.errors.JAXTypeError, jax.errors.UnexpectedTracerError, ValueError, TypeError) as error:
             self.found.notes.append(f"the layers could not be looked at: {str(error).splitlines()[0]}")
             return None

@@ -4,7 +4,7 @@ The output of every layer that has a counterpart in torch is taken down and torc
 accumulates: what is off is the layer itself, or the plain code before it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -38,40 +38,53 @@ def pairs(mapping: Any, given: Mapping[str, str] | None) -> dict[str, str]:
     }
 
 
-def like_torch(ours: Any, torch: np.ndarray) -> np.ndarray | None:
-    """torch's output as ours lies: channels last, batch first; None where it is something else."""
-    shape = tuple(ours.shape)
-    ways = [torch]
-    if torch.ndim >= 3:
-        ways += [np.moveaxis(torch, 1, -1), np.swapaxes(torch, 0, 1)]
-    return next((x for x in ways if x.shape == shape), None)
+def ways(ours: Any, torch: Any) -> list[Any]:
+    """torch's array as ours may lie: the same, channels last, batch first; none where it is something else."""
+    found = [torch, *([jnp.moveaxis(torch, 1, -1), jnp.swapaxes(torch, 0, 1)] if torch.ndim >= 3 else [])]
+    return [x for x in found if x.shape == tuple(ours.shape)]
+
+
+def nearest(ours: jax.Array, found: list[Any]) -> jax.Array:
+    """The one of several of the same shape that is nearest to ours."""
+    if len(found) == 1:
+        return jnp.asarray(found[0])
+    stacked = jnp.stack(found)
+    apart = jnp.abs(stacked - ours).reshape(len(found), -1).sum(1)
+    return stacked[jnp.argmin(jnp.where(jnp.isnan(apart), jnp.inf, apart))]
 
 
 def called(
-    loss: Callable[..., Any], arguments: tuple[Any, ...], paired: Mapping[str, str], outputs: Arrays, inputs: Arrays
-) -> dict[str, Layer]:
+    loss: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    paired: Mapping[str, str],
+    outputs: Sequence[Arrays],
+    inputs: Arrays,
+) -> list[dict[str, Layer]]:
     """The port's layers by torch's names, in the order in which they are called.
 
     Args:
       loss: the port's.
       arguments: of it.
       paired: torch's modules, by flax's paths.
-      outputs: torch's; a second call of a module is `name#1`.
+      outputs: torch's, once or more often; a second call of a module is `name#1`.
       inputs: torch's.
+
+    Returns:
+      The layers with each of `outputs`.
     """
     kinds: dict[str, str] = {}
-    torchs: dict[str, np.ndarray] = {}  # by the kind of array and torch's name, as ours lies
 
-    def run(*arguments: Any) -> dict[str, jax.Array]:
-        taken: dict[str, jax.Array] = {}
+    def run(arguments: tuple[Any, ...], outputs: Arrays, inputs: Arrays) -> dict[str, tuple[jax.Array, jax.Array]]:
+        taken: dict[str, tuple[jax.Array, jax.Array]] = {}
         calls: dict[str, int] = {}
         kinds.clear()
 
-        def take(key: str, ours: Any, torch: np.ndarray | None) -> np.ndarray | None:
-            other = None if torch is None or not hasattr(ours, "shape") else like_torch(ours, torch)
-            if other is not None:
-                taken[key], torchs[key] = ours, other
-            return other
+        def take(key: str, ours: Any, torch: Any) -> jax.Array | None:
+            found = [] if torch is None or not hasattr(ours, "shape") else ways(ours, torch)
+            if not found:
+                return None
+            taken[key] = ours, nearest(ours, found)
+            return taken[key][1]
 
         def swap(path: str, kind: str, args: Any, output: Any) -> Any:
             name = paired.get(path)
@@ -86,16 +99,18 @@ def called(
                 return output
             kinds[key] = kind
             take(f"input/{key}", next((x for x in args if hasattr(x, "shape")), None), inputs.get(key))
-            forced = jnp.asarray(other, tensor.dtype)
+            forced = other.astype(tensor.dtype)
             return (output[0], forced) if carry else forced
 
         with _linen(swap), _nnx(swap):
             loss(*arguments)
         return taken
 
-    ours = {key: np.asarray(x) for key, x in jax.jit(run)(*arguments).items()}
-    both = {key: (x, torchs[key]) for key, x in ours.items()}
-    return {name: Layer(kind, both.get(f"input/{name}"), both[f"output/{name}"]) for name, kind in kinds.items()}
+    jitted, found = jax.jit(run), []
+    for each in outputs:
+        both = {key: (np.asarray(a), np.asarray(b)) for key, (a, b) in jitted(arguments, each, inputs).items()}
+        found.append({n: Layer(kind, both.get(f"input/{n}"), both[f"output/{n}"]) for n, kind in kinds.items()})
+    return found
 
 
 @contextmanager

@@ -64,6 +64,19 @@ def nudged(tree: Tree, seed: int, size: float) -> Tree:
     return jax.tree_util.tree_map_with_path(nudge, tree)
 
 
+def shaken(old: Tree, new: Tree, sizes: Tree, seed: int) -> Tree:
+    """A step that is off by so much of itself, at random, as that of an optimizer that computes in bfloat16."""
+    draws = np.random.default_rng(seed)
+
+    def shake(a: Any, b: Any, size: float) -> Any:
+        if not size:
+            return b
+        draw = draws.uniform(-1, 1, b.shape) * 3**0.5 * size
+        return jnp.asarray(np.asarray(b) + (np.asarray(b) - np.asarray(a)) * draw, b.dtype)
+
+    return jax.tree.map(shake, old, new, sizes)
+
+
 def torch_from_itself(step: Step, quantity: str) -> dict[str, float]:
     """The relative L2 distance of torch's reruns, the larger, by tensor; empty where there are none."""
     found: dict[str, float] = {}

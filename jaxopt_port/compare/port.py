@@ -53,9 +53,27 @@ class Scheduled:
         return params, {"optimizer": inner, "sched": sched, "count": count}
 
 
+class Several:
+    """Optimizers that step one after the other, as torch's Muon and AdamW do."""
+
+    def __init__(self, optimizers: list[Any]):
+        self.optimizers = optimizers
+        self._steps = [step_of(each) for each in optimizers]
+
+    def init(self, params: Tree) -> list[Any]:
+        return [each.init(params) for each in self.optimizers]
+
+    def step(self, grads: Tree, states: list[Any], params: Tree) -> tuple[Tree, list[Any]]:
+        new = []
+        for step, state in zip(self._steps, states, strict=True):
+            params, state = step(grads, state, params)
+            new.append(state)
+        return params, new
+
+
 def step_of(optimizer: Any) -> Callable[[Tree, Any, Tree], tuple[Tree, Any]]:
     """`(grads, state, params) -> (params, state)` of an optimizer of this library, of optax, or of one's own."""
-    if isinstance(optimizer, Scheduled):
+    if isinstance(optimizer, Scheduled | Several):
         return optimizer.step
     if hasattr(optimizer, "step"):
         return jax.jit(optimizer.step)
@@ -81,7 +99,8 @@ class Port:
     """
 
     def __init__(self, trace: Trace, loss_fn: Callable[..., Any], params: Tree, optimizer: Any, mapping: Any):
-        self.trace, self.loss_fn, self.like, self.optimizer = trace, loss_fn, params, optimizer
+        self.trace, self.loss_fn, self.like = trace, loss_fn, params
+        self.optimizer = optimizer = Several(optimizer) if isinstance(optimizer, list) else optimizer
         self.untied: dict[str, str] = {}
         self.mapping = mapping or self._infer()
         self.trainable, self.rest = split(params)
@@ -93,7 +112,7 @@ class Port:
         state = optimizer.init(jax.tree.map(jnp.asarray, self.trainable)) if _has_values(self.trainable) else None
         self.sums = _finds(state, EveryKState)
         self.means = _finds(state, optax.MultiStepsState)
-        self._grad = jax.jit(jax.value_and_grad(self._loss, has_aux=True))
+        self._grad = jax.jit(jax.value_and_grad(self.loss, has_aux=True))
 
     def _infer(self) -> Any:
         """Which array is which; where that only works with torch's tied weights apart, the port has untied them."""
@@ -129,7 +148,7 @@ class Port:
 
     # the loss and its gradient
 
-    def _loss(self, trainable: Tree, rest: Tree, batch: Arrays) -> tuple[jax.Array, Tree]:
+    def loss(self, trainable: Tree, rest: Tree, batch: Arrays) -> tuple[jax.Array, Tree]:
         params = join(trainable, rest, self.like)
         out = call(self.loss_fn, params, batch)
         loss, changed = out if isinstance(out, tuple) else (out, None)
@@ -163,14 +182,22 @@ class Port:
 
     def with_torchs(self, state: Any, frame: Any, step: Step, trainable: Tree) -> Any:
         """`state` with the moments that a frame holds."""
-        arrays = frame.arrays("state/")
-        if not arrays:
-            return state
         states: dict[str, Arrays] = {}
-        for key, array in arrays.items():
+        for key, array in frame.arrays("state/").items():
             name, _, slot = key.rpartition("/")
             states.setdefault(name, {})[slot] = array
-        (one,) = self.trace.optimizers  # with several there is no one state to fill
+        if not states:
+            return state
+        several = isinstance(self.optimizer, Several)
+        ours = state if several else [state]
+        if len(ours) != len(self.trace.optimizers):
+            raise ValueError(f"torch has {len(self.trace.optimizers)} optimizers, the port {len(ours)}: give it a list")
+        filled = [self._filled(own, states, i, step, trainable) for i, own in enumerate(ours)]
+        return filled if several else filled[0]
+
+    def _filled(self, state: Any, states: dict[str, Arrays], number: int, step: Step, trainable: Tree) -> Any:
+        """The state of one optimizer with the moments of torch's of that number."""
+        one = self.trace.optimizers[number]
         factory = optimizers[{"SparseAdam": "sparse_adam"}.get(one["kind"], one["kind"].lower())]
         names = [name for group in one["groups"] for name in group["names"]]
         ids = {name: i for i, name in enumerate(names)}
@@ -180,9 +207,9 @@ class Port:
                 "params": [ids[name] for name in group["names"]],
                 "param_names": group["names"],
             }
-            for group, options in zip(one["groups"], step.hyper[0], strict=True)
+            for group, options in zip(one["groups"], step.hyper[number], strict=True)
         ]
-        state_dict = {"state": {ids[n]: s for n, s in states.items()}, "param_groups": groups}
+        state_dict = {"state": {ids[n]: s for n, s in states.items() if n in ids}, "param_groups": groups}
         loaded = torch_interop.load_optimizer(factory, state_dict, trainable, self.mapping)[1]
         own = find_state(state)
         if jax.tree.structure((own.steps, own.slots)) != jax.tree.structure((loaded.steps, loaded.slots)):
@@ -202,7 +229,7 @@ class Port:
         """A step of the port's own run."""
         if self.closures:
             batch = as_jax(step.batches()[0])
-            _, params, state = self.optimizer.step_closure(lambda p, b: self._loss(p, rest, b)[0], state, params, batch)
+            _, params, state = self.optimizer.step_closure(lambda p, b: self.loss(p, rest, b)[0], state, params, batch)
             return params, state
         if self.sums or self.means:
             for grad in grads:
@@ -212,9 +239,14 @@ class Port:
 
     def hyper(self, state: Any, params: Tree) -> dict[str, dict[str, Any]] | None:
         """For each of torch's names the options with which it steps; None where they cannot be read."""
-        inner, own = self.optimizer, state
+        return self._hyper(self.optimizer, state, params)
+
+    def _hyper(self, inner: Any, own: Any, params: Tree) -> dict[str, dict[str, Any]] | None:
+        if isinstance(inner, Several):
+            parts = [self._hyper(each, one, params) for each, one in zip(inner.optimizers, own, strict=True)]
+            return {name: found for part in parts for name, found in (part or {}).items()}
         if isinstance(inner, Scheduled):
-            inner, own = inner.optimizer, state["optimizer"]
+            inner, own = inner.optimizer, own["optimizer"]
         try:
             found = torch_interop.optimizer_state_dict(inner, own, params, self.mapping)
         except (ValueError, TypeError, AttributeError):

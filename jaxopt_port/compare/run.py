@@ -7,6 +7,7 @@ What is further off than they are is no rounding.
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxopt_port.compare import blame, noise
@@ -19,7 +20,7 @@ Tree = Any
 
 TIMES = 20.0  # so far beyond the nudged runs' distance is off: each distance is one draw
 LOSS, STEP = 1e-3, 0.1  # and beside that, of the loss, and of a parameter's step
-NUDGED = 2
+NUDGED = (1000, 2000)  # the seeds
 
 
 @dataclass
@@ -46,10 +47,11 @@ class Point:
 
 
 class One:
-    """A run of the port's."""
+    """A run of the port's; a nudged one, with a seed, also where an optimizer's steps are that inexact."""
 
-    def __init__(self, port: Port, trainable: Tree, rest: Tree):
-        self.port, self.trainable, self.rest = port, trainable, rest
+    def __init__(self, port: Port, trainable: Tree, rest: Tree, seed: int = 0):
+        self.port, self.trainable, self.rest, self.seed = port, trainable, rest, seed
+        self.inexact = _inexact(port, trainable) if seed else None
         self.state = port.init(trainable)
         self.grads: Arrays = {}
         self.before: Arrays = {}
@@ -63,7 +65,10 @@ class One:
     def step(self, step: Step) -> list[float]:
         losses, grads, self.rest = self.port.grads(self.trainable, self.rest, step)
         self.grads = self.samples(self.port.seen(grads, step))
-        self.trainable, self.state = self.port.own_step(grads, self.rest, self.state, self.trainable, step)
+        old = self.trainable
+        self.trainable, self.state = self.port.own_step(grads, self.rest, self.state, old, step)
+        if self.inexact is not None:
+            self.trainable = noise.shaken(old, self.trainable, self.inexact, self.seed + step.number)
         self.before, self.after = self.after, self.samples(self.trainable)
         return losses
 
@@ -81,7 +86,7 @@ class Run:
         self.port, self.trace = port, port.trace
         self.ours = One(port, trainable, rest)
         self.others = [
-            One(port, noise.nudged(trainable, seed, noise.NUDGE), rest) for seed in range(1000, 1000 + NUDGED)
+            One(port, noise.nudged(trainable, seed, noise.NUDGE), rest, seed) for seed in NUDGED
         ]
         self.start = self.ours.after
         self.theirs = self.ours.after  # torch's
@@ -158,3 +163,18 @@ class Run:
         what = f"the step that {name} takes in step {step.number} of the port's own run is {number(apart)} of torch's off"
         why = f"torch clips the gradient there, the port's optimizer not so ({uniform})" if uniform else ""
         return Finding(step.number, "update", name, apart, allowed, what, why)
+
+
+def _inexact(port: Port, trainable: Tree) -> Tree | None:
+    """By how much of itself each parameter's step may be off, where an optimizer is inexact."""
+    sizes = {
+        name: noise.UPDATE.get(each["kind"], 0.0)
+        for each in port.trace.optimizers
+        for group in each["groups"]
+        for name in group["names"]
+    }
+    if not any(sizes.values()):
+        return None
+    shapes = {each["name"]: tuple(each["shape"]) for each in port.trace.parameters}
+    whole = port.to_ours({name: np.full(shape, sizes.get(name, 0.0)) for name, shape in shapes.items()}, trainable)
+    return jax.tree.map(lambda x: float(x.ravel()[0]) if x.size else 0.0, whole)
