@@ -90,11 +90,11 @@ DEFAULTS: dict[str, tuple[tuple[str, str, str], ...]] = {
 }
 
 
-def defaults(kind: str | None) -> tuple[tuple[str, str, str], ...]:
+def defaults(module: str | None) -> tuple[tuple[str, str, str], ...]:
     """The defaults that differ for a kind of module: what, torch's, the other's."""
-    if kind is None:
+    if module is None:
         return ()
-    known = [name for name in DEFAULTS if kind.lower().startswith(name.lower())]
+    known = [name for name in DEFAULTS if module.lower().startswith(name.lower())]
     return DEFAULTS[max(known, key=len)] if known else ()
 
 
@@ -120,14 +120,17 @@ def factor(ours: list[np.ndarray], torchs: list[np.ndarray], batch: Mapping[str,
     return text + (" in every parameter: a sum against a mean, or clipping" if len(a) > 1 else "")
 
 
+def kind(port: Port, name: str) -> str:
+    """torch's optimizer of a parameter."""
+    found = (each["kind"] for each in port.trace.optimizers for group in each["groups"] if name in group["names"])
+    return next(found, "")
+
+
 def floor(port: Port, name: str) -> float:
     """How much of its step an update may be off by rounding."""
-    kind = next(
-        (each["kind"] for each in port.trace.optimizers for group in each["groups"] if name in group["names"]), ""
-    )
     each = port.optimizer.optimizers if isinstance(port.optimizer, Several) else [port.optimizer]
     ours = all(isinstance(one, Optimizer | Scheduled) for one in each)
-    return noise.UPDATE.get(kind, noise.OURS if ours else noise.OPTAX)
+    return noise.UPDATE.get(kind(port, name), noise.OURS if ours else noise.OPTAX)
 
 
 def options(port: Port, step: Step, name: str) -> dict[str, Any]:

@@ -144,7 +144,7 @@ class Check:
         outputs, inputs = self.step.frame.arrays("output/"), self.step.frame.arrays("input/")
         made_by = self.step.frame.header["inputs"]
         inputs |= {name: outputs[maker] for name, maker in made_by.items() if maker in outputs}
-        if not outputs or len(self.step.batches()) != 1:
+        if not outputs or not self.step.batches():
             return None
         arguments = (self.trainable, self.rest, as_jax(self.step.batches()[0]))
         bent = {name: np.asarray(x) for name, x in noise.nudged(dict(outputs), 0, 1.0).items()}
@@ -246,10 +246,11 @@ class Check:
             new, new_state = self.port.stepped(grads, state, self.trainable, len(self.step.batches()))
         ours, off = self.port.to_torch(new), []
         self.found.after = ours
+        itself = self.inexact(grads, state, ours)
         for name in self.port.names:
             name_in_torch = self.port.untied.get(name, name)
             torch, old = after[name_in_torch], self.before[name_in_torch]
-            row = self.updated(name, ours[name], torch, old)
+            row = self.updated(name, ours[name], torch, old, itself.get(name, 0.0))
             if row.off:
                 off.append((name, row))
         trained = [(name, row) for name, row in off if name in self.torch_grads]
@@ -287,9 +288,23 @@ class Check:
         self.running()
         return new_state
 
-    def updated(self, name: str, ours: np.ndarray, torch: np.ndarray, old: np.ndarray) -> Row:
+    def inexact(self, grads: Tree, state: Any, ours: Arrays) -> dict[str, float]:
+        """How far our step is from itself with another rounding inside, of the optimizers that round coarsely."""
+        kinds = {each["kind"] for each in self.port.trace.optimizers} & noise.INEXACT.keys()
+        found: dict[str, float] = {}
+        for kind in kinds:
+            bent = noise.nudged(grads, 0, noise.INEXACT[kind][0] / 2.0**-23)
+            again = self.port.to_torch(self.port.stepped(bent, state, self.trainable, len(self.step.batches()))[0])
+            found |= {
+                name: distance(again[name], ours[name])
+                for name in self.port.names
+                if blame.kind(self.port, name) == kind
+            }
+        return found
+
+    def updated(self, name: str, ours: np.ndarray, torch: np.ndarray, old: np.ndarray, itself: float) -> Row:
         """The row of a parameter's update, in parts of the step that torch took."""
-        yard = noise.torch_from_itself(self.step, "after").get(name, 0.0) * norm(torch)
+        yard = max(itself, noise.torch_from_itself(self.step, "after").get(name, 0.0) * norm(torch))
         scale = norm(np.asarray(torch, np.float64) - old)
         floor = blame.floor(self.port, name) * scale + 2 * noise.EPS["float32"] * self.coarse_of(torch) * norm(torch)
         allowed, unit = floor + self.times * yard, scale or 1.0

@@ -27,8 +27,8 @@ C-contiguous; bfloat16 and float8 are their bits. `header["kind"]` is
   of `after` also of the buffers, one after the other), `norm/grad`, `norm/after`. In full steps also `before/NAME`,
   `grad/NAME` (what the optimizer saw), `raw/NAME` (what backward left, where clipping changed it), `after/NAME`,
   `state/NAME/KEY` (before the step), `output/MODULE`, `output_grad/MODULE` and, where it is no other module's output,
-  `input/MODULE` (a second call is `MODULE#1`); `header["inputs"]` says whose output it is.
-- `redo`: `step`, and `apart`: by variant (`float64`, `threads`) and quantity (`loss`, `grad`, `output`, `output_grad`,
+  `input/MODULE` (of the first batch; a second call is `MODULE#1`); `header["inputs"]` says whose output it is.
+- `redo`: `step`, and `apart`: by variant (`float64`, `threads`, for Muon also `bfloat16`) and quantity (`loss`, `grad`, `output`, `output_grad`,
   `after`) the L2 and the largest distance of each tensor from torch's own, relative to the tensor's.
 """
 
@@ -138,6 +138,7 @@ class Recorder:
           **arrays: tensors, arrays or numbers.
         """
         self._batches.append({name: _array(x) for name, x in arrays.items()})
+        self._listening = len(self._batches) == 1
         if self.step + 1 in self._redo:
             self._given.append({k: x.detach().clone() if hasattr(x, "detach") else x for k, x in arrays.items()})
 
@@ -177,6 +178,7 @@ class Recorder:
     def _clear(self) -> None:
         self._batches: list[Arrays] = []
         self._given: list[Tensors] = []
+        self._listening = True  # to the layers: of a step's first batch
         self._losses: list[Any] = []
         self._factors: dict[int, Any] = {}
         self._hyper: list[list[dict[str, Any]]] = [[] for _ in self.optimizers]
@@ -214,7 +216,7 @@ class Recorder:
 
         def before(name: str, arguments: Any) -> None:
             tensor = _first(arguments, self.torch.Tensor)
-            if tensor is None or not self.torch.is_grad_enabled():
+            if tensor is None or not self._listening or not self.torch.is_grad_enabled():
                 return
             known = made.get((id(tensor), tensor._version))
             if known is not None:
@@ -224,7 +226,7 @@ class Recorder:
 
         def after(name: str, output: Any) -> None:
             tensor = _first(output, self.torch.Tensor)
-            if tensor is None or not self.torch.is_grad_enabled():
+            if tensor is None or not self._listening or not self.torch.is_grad_enabled():
                 return
             key = key_of(name)
             calls[name] += 1
@@ -411,6 +413,8 @@ class Recorder:
                 apart["threads"] = _apart(self._again(closure, grads), own)
             finally:
                 torch.set_num_threads(threads)
+            if any(type(each).__name__ == "Muon" for each in self.optimizers):
+                apart["bfloat16"] = _apart(self._again(closure, self._nudged(grads)), own)
             try:
                 apart["float64"] = _apart(self._again(closure, grads, torch.float64), own)
             except RuntimeError as error:  # a module that casts
@@ -457,7 +461,8 @@ class Recorder:
         if self.layers:
             self._listen(outputs, output_grads, {}, {})
         with self.torch.enable_grad():
-            for batch in self._given:
+            for number, batch in enumerate(self._given):
+                self._listening = number == 0
                 loss = closure(**{name: cast(x) for name, x in batch.items()})
                 loss.backward()
                 losses.append(_array(loss))
@@ -482,6 +487,12 @@ class Recorder:
             "output_grad": {name: _array(x) for name, x in output_grads.items()},
             "after": {name: _array(p) for name, p in self.parameters.items()},
         }
+
+    def _nudged(self, grads: Tensors) -> Tensors:
+        """Gradients off by a rounding of bfloat16, in which Muon multiplies: its float64 rerun rounds the same."""
+        generator = self.torch.Generator().manual_seed(0)
+        draw = {n: self.torch.rand(x.shape, generator=generator).to(x.device) - 0.5 for n, x in grads.items()}
+        return {n: x * (1 + 2**-8 * draw[n]).to(x.dtype) for n, x in grads.items()}
 
     # small things
 

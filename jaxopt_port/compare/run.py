@@ -156,7 +156,7 @@ class Run:
         off = [each for each in found if each[0] == "gradient"]
         _, name, apart, allowed = max(off or steps, key=lambda each: each[2])
         names = [n for n in self.port.names if self.port.untied.get(n, n) in grads]
-        uniform = blame.factor([self.ours.grads[n] for n in names], [grads[n] for n in names], {})
+        uniform = blame.factor([self.ours.grads[n] for n in names], [grads[self.port.untied.get(n, n)] for n in names], {})
         if off and not uniform:
             what = f"the gradient of {name} in step {step.number} of the port's own run is {number(apart)} of torch's off"
             return Finding(step.number, "gradient", name, apart, allowed, what)
@@ -168,7 +168,7 @@ class Run:
 def _inexact(port: Port, trainable: Tree) -> Tree | None:
     """By how much of itself each parameter's step may be off, where an optimizer is inexact."""
     sizes = {
-        name: noise.UPDATE.get(each["kind"], 0.0)
+        name: noise.INEXACT.get(each["kind"], (0.0, 0.0))[1]
         for each in port.trace.optimizers
         for group in each["groups"]
         for name in group["names"]

@@ -300,6 +300,7 @@ class Made:
     params: Tree
     optimizer: Any
     mapping: Any = None
+    batches: Any = None
 
 
 def port(name: str, trace: compare.Trace, flavour: str, knobs: Knobs | None = None) -> Made:
