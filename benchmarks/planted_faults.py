@@ -176,7 +176,7 @@ FAULTS = (
     Fault("Adam eps", "lstm", ("update",), FIRST, knobs=sgd(eps=1e-5)),
     Fault("no Nesterov", "resnet", ("update",), FIRST, knobs=sgd(nesterov=False)),
     Fault("momentum", "resnet", ("update",), FIRST, 1, knobs=sgd(momentum=0.8)),
-    Fault("heavy-ball momentum", "resnet", ("update",), FIRST, 2, change=optimizer(lambda _: optim.sgd(0.05, 0.9, 0.9, 5e-4))),
+    Fault("heavy-ball momentum", "resnet", ("update",), FIRST, 1, change=optimizer(lambda _: optim.sgd(0.05, 0.9, 0.9, 5e-4))),
     Fault("layer frozen", "resnet", ("update",), ("conv3",), change=frozen("conv3/kernel")),
     Fault("accumulated as a mean", "gpt", ("gradient",), (), change=accumulated_as_mean),
     Fault("momentum of Muon", "muon", ("update",), (*FIRST, "fc2", "fc3"), 2, knobs=sgd(momentum=0.5)),

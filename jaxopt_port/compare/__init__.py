@@ -1,6 +1,7 @@
 """Where do a torch run and its JAX port part? `record.py` records the run, `follow` follows it."""
 
 from jaxopt_port.compare.follow import Followed as Followed
+from jaxopt_port.compare.follow import assert_follows as assert_follows
 from jaxopt_port.compare.follow import follow as follow
 from jaxopt_port.compare.port import Scheduled as Scheduled
 from jaxopt_port.compare.trace import Trace as Trace

@@ -214,7 +214,9 @@ def statistic(ours: np.ndarray, torch: np.ndarray, before: np.ndarray) -> str:
         return "the port's does not move: loss_fn has to return it, (loss, {'batch_stats': ...})"
     c = float(mine @ theirs / (theirs @ theirs)) if theirs.any() else 0.0
     if np.linalg.norm(mine - c * theirs) < 1e-3 * np.linalg.norm(mine):
-        return f"it moves {number(c)} times as far: the momentum"
+        return "the variance: torch's running one is unbiased (layout.unbiased_var)" if abs(c - 1) < 0.1 else (
+            f"it moves {number(c)} times as far: the momentum"
+        )
     return "the momentum, or the variance: torch's running one is unbiased (layout.unbiased_var)"
 
 

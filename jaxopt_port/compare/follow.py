@@ -125,6 +125,22 @@ def follow(
     return _Following(port, times, layers, batches).followed()
 
 
+def assert_follows(path: str | Path, *args: Any, **kwargs: Any) -> None:
+    """A test: that `follow(path, ...)` finds nothing, with what it found as the message.
+
+    Args:
+      path: what `record` wrote.
+      *args: as of `follow`.
+      **kwargs: as of `follow`.
+
+    Raises:
+      AssertionError: the port parts from torch.
+    """
+    followed = follow(path, *args, **kwargs)
+    if not followed.ok:
+        raise AssertionError(str(followed))
+
+
 class _Following:
     """One comparison."""
 

@@ -251,10 +251,11 @@ class Port:
             found = torch_interop.optimizer_state_dict(inner, own, params, self.mapping)
         except (ValueError, TypeError, AttributeError):
             try:
-                (live,) = get_hyper(own)
+                groups = get_hyper(own)
             except (ValueError, TypeError):
                 return None
-            return {name: live for name in self.names}
+            alike = {key: value for key, value in groups[0].items() if all(g.get(key) == value for g in groups)}
+            return dict.fromkeys(self.names, alike)
         return {
             name: {k: v for k, v in group.items() if k not in ("params", "param_names")}
             for group in found["param_groups"]
