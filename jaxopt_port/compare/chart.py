@@ -48,7 +48,7 @@ def chart(title: str, lines: list[Line], ylabel: str, log: bool = False) -> str:
         text, grid = COLOURS["text"], COLOURS["line"]
         for line in lines:
             keep = np.isfinite(line.y) & ((line.y > 0) | (not log))
-            style = {"linewidth": 5, "alpha": 0.45} if line.wide else {"linewidth": 1.2}
+            style = {"linewidth": 6, "alpha": 0.6} if line.wide else {"linewidth": 1.2}
             marker = "o" if keep.sum() == 1 else None
             axes.plot(
                 line.x[keep], line.y[keep], color=COLOURS[line.colour], label=line.label, marker=marker, ms=4, **style

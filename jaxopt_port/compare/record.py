@@ -201,7 +201,7 @@ class Recorder:
         }
         for name, parameter in self.parameters.items():
             if parameter.requires_grad:
-                hook = lambda p, name=name: self._raw.__setitem__(name, _clone(p.grad))  # noqa: E731
+                hook = lambda p, name=name: self._raw.__setitem__(name, _clone(_dense(p.grad)))  # noqa: E731
                 self._full_handles.append(parameter.register_post_accumulate_grad_hook(hook))
         if self.layers:
             self._listen(self._outputs, self._output_grads, self._inputs, self._input_of)
@@ -268,7 +268,7 @@ class Recorder:
         full = self._snapshot is not None
         for p in _of(optimizer):
             if p.grad is not None:
-                grad = p.grad.to_dense() if p.grad.is_sparse else p.grad
+                grad = _dense(p.grad)
                 self._grads[self.names[id(p)]] = _clone(grad) if full else grad.detach()
 
     def _write_step(self) -> None:
@@ -521,6 +521,10 @@ def _of(optimizer: Any) -> list[Any]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
+def _dense(x: Any) -> Any:
+    return x.to_dense() if x.is_sparse else x
+
+
 def _clone(x: Any) -> Any:
     return x.detach().clone()
 
@@ -551,8 +555,7 @@ def _array(x: Any) -> np.ndarray:
     if not hasattr(x, "detach"):
         return np.array(x)
     x = x.detach().cpu()
-    if x.is_sparse:
-        x = x.to_dense()
+    x = _dense(x)
     x = x.resolve_conj() if x.is_complex() else x
     if str(x.dtype) not in BITS:
         return x.numpy().copy()

@@ -34,7 +34,7 @@ h1 { font-size: 1.4rem; margin: .5rem 0; } h2 { font-size: 1.1rem; margin: 1.8re
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .8rem .3rem 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-weight: 600; } td.n { text-align: right; white-space: nowrap; }
-td.name { overflow-wrap: normal; white-space: nowrap; }
+table { overflow-wrap: normal; } th:first-child, td:first-child { white-space: nowrap; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(320px, 100%), 1fr)); gap: .8rem; }
 svg { width: 100%; height: auto; } svg text { fill: var(--text); }
 ul { padding-left: 1.2rem; }
@@ -186,9 +186,7 @@ def _called(row: Row) -> str:
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]], numbers: bool = False) -> str:
     def cell(i: int, text: str) -> str:
-        if numbers and i == 0:
-            return f"<td class='name'>{_e(text)}</td>"
-        kind = " class='off'" if text == "off" else " class='n'" if numbers else ""
+        kind = " class='off'" if text == "off" else " class='n'" if numbers and i else ""
         return f"<td{kind}>{_e(text)}</td>"
 
     body = "".join(f"<tr>{''.join(cell(i, text) for i, text in enumerate(row))}</tr>" for row in rows)
