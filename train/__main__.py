@@ -1,21 +1,31 @@
 """The command line: parse, call, done."""
 
-import sys
+from train.stopping import stopping
 
-from train.config import parse
-from train.errors import UsageError
+if __name__ == "__main__":
+    stopping.listen()  # before anything that takes time
+
+import sys  # noqa: E402
+
+from train.errors import UsageError  # noqa: E402
 
 
 def main() -> int:
+    """Returns the exit status; `train.run` lists them."""
     try:
+        from train.command_line import parse
+
         config = parse(sys.argv[1:])
         from train.run import run  # imports JAX, which --help does not need
 
-        return run(config)
+        return run(config, stopping)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
 if __name__ == "__main__":
+    from train import output
+
+    output.tolerate()
     sys.exit(main())
