@@ -5,9 +5,9 @@ from train.stopping import stopping
 if __name__ == "__main__":
     stopping.listen()  # before anything that takes time
 
-import sys  # noqa: E402
+import sys
 
-from train.errors import UsageError  # noqa: E402
+from train.errors import UsageError
 
 
 def main() -> int:

@@ -108,7 +108,9 @@ class Checkpoints:
                 return moment, marks
             except Exception as error:  # Orbax raises many kinds
                 aside, self.damaged = set_aside(path), True
-                output.complain(f"checkpoint {path}: {one_line(error)}; set aside as {aside.name}, the one before is used")
+                output.complain(
+                    f"checkpoint {path}: {one_line(error)}; set aside as {aside.name}, the one before is used"
+                )
         return None
 
     def _all(self) -> list[Path]:

@@ -20,7 +20,8 @@ TRIED = 3  # steps of a scheduler
 
 def check_training(config: Config, training: Training, classes: int = 10) -> None:
     """Raise a UsageError where the flags do not go together, whatever the data. Nothing is computed."""
-    optimizer = f"--optimizer {config.optimizer} with {written(optimizer_options(config))}"
+    options = optimizer_options(config)
+    optimizer = f"--optimizer {config.optimizer}" + (f" with {written(options)}" if options else "")
     try:
         state = jax.eval_shape(lambda: start(config, training._replace(scheduler=None, every_step=False), classes))
     except Exception as error:  # the options are all that could be wrong with it
@@ -60,7 +61,8 @@ def check_run(config: Config, training: Training, examples: int, moment: Moment)
     if batch <= LARGE_BATCH:
         return
     try:
-        compiled = make_step(training).lower(moment.state, *_batch(batch)).compile().memory_analysis()
+        step: Any = make_step(training)
+        compiled = step.lower(moment.state, *_batch(batch)).compile().memory_analysis()
         needed = compiled.temp_size_in_bytes + compiled.argument_size_in_bytes + compiled.output_size_in_bytes
     except Exception as error:  # RESOURCE_EXHAUSTED, where the compiler sees it
         raise UsageError(f"--batch-size {config.batch_size}: {one_line(error)}") from error
@@ -104,4 +106,3 @@ def total_steps(config: Config, examples: int) -> int:
     """How many steps the run has."""
     steps = config.epochs * steps_per_epoch(config, examples)
     return steps if config.steps is None else min(steps, config.steps)
-

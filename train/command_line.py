@@ -43,7 +43,9 @@ def parse(argv: Sequence[str]) -> Config:
     recorded = run_settings.load(run).config
     recipe = argv[0] if argv and argv[0] in RECIPES else recorded.recipe
     if recipe != recorded.recipe:
-        raise UsageError(f"--resume {run}: it is a run of the {recorded.recipe} recipe, not of {recipe}; leave that out")
+        raise UsageError(
+            f"--resume {run}: it is a run of the {recorded.recipe} recipe, not of {recipe}; leave that out"
+        )
     flags = argv[1:] if argv and argv[0] in RECIPES else argv
     blank = dataclasses.replace(recorded, option=(), scheduler_option=(), run_dir=None, quiet=False)
     given = absolute(_cli([recipe, *flags], {**recipes, recipe: blank}))
@@ -62,7 +64,10 @@ def _cli(argv: Sequence[str], recipes: dict[str, Config]) -> Config:
     descriptions = {name: RECIPES[name].__doc__ or "" for name in recipes}
     others = ", ".join(name for name in recipes if name != DEFAULT)
     return tyro.extras.overridable_config_cli(
-        {name: (f"{descriptions[name]} (Other recipes: {PROGRAM} {{{others}}} ...)", recipe) for name, recipe in recipes.items()},
+        {
+            name: (f"{descriptions[name]} (Other recipes: {PROGRAM} {{{others}}} ...)", recipe)
+            for name, recipe in recipes.items()
+        },
         prog=PROGRAM,
         args=named,
     )

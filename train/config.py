@@ -112,12 +112,10 @@ class Config:
     @staticmethod
     def from_json(settings: dict[str, Any]) -> "Config":
         """The configuration that `to_json` gave these settings of."""
-        return Config(
-            **{
-                name: Path(value) if name in PATHS and value is not None else tuple(value) if name in LISTS else value
-                for name, value in settings.items()
-            }
-        )
+        values: dict[str, Any] = dict(settings)
+        values |= {name: Path(settings[name]) for name in PATHS if settings[name] is not None}
+        values |= {name: tuple(settings[name]) for name in LISTS}
+        return Config(**values)
 
 
 PATHS = ("data_dir", "archive", "resume", "resume_torch", "export_torch", "run_dir")

@@ -1,4 +1,4 @@
-"""The network of PyTorch's CIFAR-10 tutorial, with torch's layouts and rules. `layers` is all there is to know of it."""
+"""The network of PyTorch's CIFAR-10 tutorial, with torch's layouts and rules. `layers` says all there is of it."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple

@@ -53,9 +53,7 @@ def muon_adamw(
         lr, weight_decay, momentum, nesterov, ns_coefficients, eps, ns_steps, adjust_lr_fn, param_groups=frozen
     )
     frozen = [ParamGroup(lambda path, leaf: leaf.ndim == 2, frozen=True)]
-    second = adamw(
-        adamw_lr, betas=adamw_betas, eps=adamw_eps, weight_decay=adamw_weight_decay, param_groups=frozen
-    )
+    second = adamw(adamw_lr, betas=adamw_betas, eps=adamw_eps, weight_decay=adamw_weight_decay, param_groups=frozen)
     both = _Both(first, second)
     return Optimizer(both.init, both.update)
 

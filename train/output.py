@@ -4,6 +4,7 @@ import os
 import sys
 from typing import Any, TextIO
 
+
 class Tolerant:
     """A text stream that goes nowhere once it cannot be written, and writes what it can of any text."""
 

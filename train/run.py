@@ -59,7 +59,7 @@ def run(config: Config, stopping: Stopping) -> int:
     exported = True
     with bar:
         task = bar.add_task("", total=checks.total_steps(config, len(examples.train.labels)))
-        for moment in fit(config, training, moment, examples):
+        for moment in fit(config, training, moment, examples):  # noqa: B020
             bar.update(task, completed=moment.step)
             epoch = moment.ended
             if epoch is not None:
@@ -157,8 +157,7 @@ def _say_how_it_ended(
     if stopping.asked:
         step = epochs[-1].step if epochs else 0
         print(
-            f"stopped by {stopping.asked.name} after step {step:,}; "
-            f"to go on: python -m train --resume {folder.path}",
+            f"stopped by {stopping.asked.name} after step {step:,}; to go on: python -m train --resume {folder.path}",
             file=sys.stderr,
         )
     return stopping.status

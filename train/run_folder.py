@@ -4,7 +4,6 @@ One process has it at a time. What cannot be written is said and kept, and writt
 """
 
 import csv
-import dataclasses
 import fcntl
 import hashlib
 import io
@@ -190,7 +189,9 @@ def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
     before, after = flat(was), flat(now)
     return [
-        f"{name} {before.get(name)} when it began, {after[name]} now" for name in after if before.get(name) != after[name]
+        f"{name} {before.get(name)} when it began, {after[name]} now"
+        for name in after
+        if before.get(name) != after[name]
     ]
 
 
@@ -230,7 +231,9 @@ def _header(epoch: Epoch) -> str:
 
 
 def _rows(epoch: Epoch) -> str:
-    columns = zip(epoch.losses.tolist(), epoch.correct.tolist(), epoch.examples.tolist(), epoch.lr.tolist(), strict=True)
+    columns = zip(
+        epoch.losses.tolist(), epoch.correct.tolist(), epoch.examples.tolist(), epoch.lr.tolist(), strict=True
+    )
     first = epoch.step - len(epoch.losses) + 1
     return "".join(
         ",".join(map(repr, [epoch.number, step, loss, correct, examples, *lr])) + "\n"
@@ -248,12 +251,12 @@ def _read(path: Path) -> list[Epoch]:
     for line in map(json.loads, (path / "metrics.jsonl").read_text().splitlines()):
         steps = table[table[:, 0] == line["epoch"]]
         tests = {
-            name: (line[f"{name}_loss"], line[f"{name}_accuracy"]) for name in ("test", "ema_test") if f"{name}_loss" in line
+            name: (line[f"{name}_loss"], line[f"{name}_accuracy"])
+            for name in ("test", "ema_test")
+            if f"{name}_loss" in line
         }
         seconds = steps[:, 4].sum() / line["images_per_second"]
-        epochs.append(
-            Epoch(line["epoch"], line["step"], *steps[:, 2:5].T, seconds=seconds, lr=steps[:, 5:], **tests)
-        )
+        epochs.append(Epoch(line["epoch"], line["step"], *steps[:, 2:5].T, seconds=seconds, lr=steps[:, 5:], **tests))
     return epochs
 
 

@@ -29,10 +29,7 @@ def start(config: Config, training: Training, classes: int, params: Params | Non
       params: other parameters; they are handed on, not copied.
     """
     if params is None:
-        if config.init == "torch":
-            params = jax.tree.map(jnp.asarray, _torch_params(Generator(config.seed), classes))
-        else:
-            params = _jax_params(jax.random.key(config.seed), classes)
+        params = _draw(config, classes)
     sched, opt_state = training.start_schedule(training.optimizer.init(params))
     return State(params, opt_state, sched, None if training.average is None else training.average.init(params))
 
@@ -74,6 +71,12 @@ def _torch_params(generator: Generator, classes: int) -> Params:
             kernel = drawn["weight"].T
         params[layer.name] = {"kernel": kernel, "bias": drawn["bias"]}
     return params
+
+
+def _draw(config: Config, classes: int) -> Params:
+    if config.init == "torch":
+        return jax.tree.map(jnp.asarray, _torch_params(Generator(config.seed), classes))
+    return _jax_params(jax.random.key(config.seed), classes)
 
 
 @partial(jax.jit, static_argnums=1)

@@ -66,7 +66,7 @@ def make_step(training: Training) -> Step:
         if training.average is not None:
             averaged = training.average.update(averaged, params)
         moved = _where_stepped(new[0], (opt_state, sched, averaged), new)
-        return State(params, *moved), Record(*metrics, lr, norms)
+        return State(params, *moved), Record(metrics.loss, metrics.correct, lr, norms)
 
     return step
 

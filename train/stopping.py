@@ -1,5 +1,6 @@
 """SIGINT and SIGTERM: the first ends a run in order, in whatever phase it is, the second at once."""
 
+import contextlib
 import os
 import signal
 from typing import Any
@@ -10,8 +11,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Stopping:
     """What was asked for by signals.
 
-    Before the training there is nothing to save: the process says so and ends. From `in_order` on a first signal is only
-    remembered, for the run to look at between two steps.
+    Before the training there is nothing to save: the process says so and ends. From `in_order` on a first signal is
+    only remembered, for the run to look at between two steps.
     """
 
     def __init__(self) -> None:
@@ -38,16 +39,16 @@ class Stopping:
         if first and self._in_order:
             _say(f"{self.asked.name}: stopping after this step; once more stops at once")
             return
-        _say(f"stopped by {self.asked.name}" + ("" if self._in_order else " before the first step: nothing was trained"))
+        _say(
+            f"stopped by {self.asked.name}" + ("" if self._in_order else " before the first step: nothing was trained")
+        )
         os._exit(self.status)
 
 
 def _say(text: str) -> None:
     """Past Python's buffers, which a signal may have come in the middle of."""
-    try:
+    with contextlib.suppress(OSError):
         os.write(2, f"\n{text}\n".encode())
-    except OSError:
-        pass
 
 
 stopping = Stopping()

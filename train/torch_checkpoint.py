@@ -95,7 +95,7 @@ class TorchExport:
             return
         state = moment.state
         (opt_state,) = states_of(state.opt_state)
-        sched = state.sched[0] if state.sched else None
+        sched: Any = state.sched[0] if state.sched else None
         states: dict[str, Any] = {
             "model": layout.to_torch(self.mapping, state.params),
             "optimizer": torch_interop.optimizer_state_dict(
@@ -161,7 +161,9 @@ def _moment(config: Config, state: State, run: Any, examples: int) -> Moment:
             f"--accumulate {config.accumulate} batches are not in such a file: go on by --resume RUN"
         )
     if run["step"] != run["epoch"] * per_epoch:
-        raise ValueError("its run was in the middle of an epoch, of which such a file says nothing: go on by --resume RUN")
+        raise ValueError(
+            "its run was in the middle of an epoch, of which such a file says nothing: go on by --resume RUN"
+        )
     number = run["epoch"] + 1
     if config.start_epoch not in (None, number):
         raise ValueError(f"its run goes on with epoch {number}, not with --start-epoch {config.start_epoch}")

@@ -14,7 +14,17 @@ from jaxtyping import Float64
 from jaxopt_port import optimizers, restore, torch_interop
 from jaxopt_port.hyper import find_state, replace_state
 from train.compare import vectors
-from train.compare.lockstep import EPS, TORCH, YARDSTICKS, Environment, Lockstep, distance, make_task, torch_process
+from train.compare.lockstep import (
+    CLASSES,
+    EPS,
+    TORCH,
+    YARDSTICKS,
+    Environment,
+    Lockstep,
+    distance,
+    make_task,
+    torch_process,
+)
 from train.compare.messages import Choices, Kind, Redone, Vector
 from train.config import Config
 from train.data import Examples
@@ -167,9 +177,9 @@ def our_step(
 ) -> Redone:
     """Our step from torch's parameters and state, and with torch's gradients."""
     training = lockstep.training
-    params = torch_interop.layout.to_flax(mapping(), written["model"], before.params)
+    params = torch_interop.layout.to_flax(mapping(CLASSES), written["model"], before.params)
     factory = optimizers[lockstep.config.optimizer]
-    loaded = torch_interop.load_optimizer(factory, written["optimizer"], params, mapping())[1]
+    loaded = torch_interop.load_optimizer(factory, written["optimizer"], params, mapping(CLASSES))[1]
     opt_state = restore(before.opt_state)
     state = find_state(opt_state)
     if jax.tree.structure((state.steps, state.slots)) == jax.tree.structure((loaded.steps, loaded.slots)):

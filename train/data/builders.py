@@ -8,47 +8,44 @@ import hashlib
 import io
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download.checksums import UrlInfo
+from tensorflow_datasets.core.utils import Size
 
 from train.data import archives
 from train.errors import UsageError, one_line
 
 TEST_DIGITS = 360
-UrlInfo = tfds.download.checksums.UrlInfo
 
-# Where the archives are, with the sizes and checksums that TFDS has of them.
+# Where the archives are, with the sizes and SHA-256 that TFDS has of them.
 KRIZ, SVHN = "https://www.cs.toronto.edu/~kriz", "http://ufldl.stanford.edu/housenumbers"
-DOWNLOADS: dict[str, dict[str, Any]] = {
+DOWNLOADS: dict[str, dict[str, tuple[int, str]]] = {
     "cifar10": {
-        f"{KRIZ}/cifar-10-binary.tar.gz": UrlInfo(
+        f"{KRIZ}/cifar-10-binary.tar.gz": (
             170052171,
             "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-            "cifar-10-binary.tar.gz",
         )
     },
     "cifar100": {
-        f"{KRIZ}/cifar-100-binary.tar.gz": UrlInfo(
+        f"{KRIZ}/cifar-100-binary.tar.gz": (
             168513733,
             "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
-            "cifar-100-binary.tar.gz",
         )
     },
     "svhn_cropped": {
-        f"{SVHN}/train_32x32.mat": UrlInfo(
+        f"{SVHN}/train_32x32.mat": (
             182040794,
             "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
-            "train_32x32.mat",
         ),
-        f"{SVHN}/test_32x32.mat": UrlInfo(
+        f"{SVHN}/test_32x32.mat": (
             64275384,
             "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b",
-            "test_32x32.mat",
         ),
     },
 }
@@ -66,7 +63,7 @@ class _Pictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       files: what to read them from.
     """
 
-    classes = {"label": 10}
+    classes: Mapping[str, int] = {"label": 10}
     has_ids = True
     shuffles = True
 
@@ -129,7 +126,7 @@ class Cifar100(Cifar10, skip_registration=True):
     """CIFAR-100."""
 
     VERSION = tfds.core.Version("3.0.2")
-    classes = {"label": 100, "coarse_label": 20}
+    classes: Mapping[str, int] = {"label": 100, "coarse_label": 20}
 
 
 class SvhnCropped(_Pictures, skip_registration=True):
@@ -181,17 +178,17 @@ def _downloaded(dataset: str, downloads: Path) -> list[Path]:
     def get(force: bool) -> list[Path]:
         manager = tfds.download.DownloadManager(
             download_dir=downloads,
-            url_infos=urls,
+            url_infos={url: UrlInfo(Size(size), digest, url.split("/")[-1]) for url, (size, digest) in urls.items()},
             dataset_name=dataset,
             force_download=force,
             force_checksums_validation=True,
         )
-        with manager.downloader.tqdm() if hasattr(manager, "downloader") else contextlib.nullcontext():
-            return [Path(path) for path in manager.download(list(urls))]
+        paths: Any = manager.download(list(urls))
+        return [Path(path) for path in paths]
 
     try:
         files = get(force=False)
-        if not all(_sha256(file) == info.checksum for file, info in zip(files, urls.values(), strict=True)):
+        if not all(_sha256(file) == digest for file, (_, digest) in zip(files, urls.values(), strict=True)):
             files = get(force=True)  # one was damaged since
         return files
     except Exception as error:  # requests, urllib3 and TFDS raise many kinds

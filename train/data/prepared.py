@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from train import manifest
-from train.errors import UsageError, one_line
 from train.data.locks import alone
+from train.errors import UsageError, one_line
 
 VERSIONS = {"digits": "1.0.0", "cifar10": "3.0.2", "cifar100": "3.0.2", "svhn_cropped": "3.1.0"}
 BUNDLED = "digits"  # which nobody else prepares

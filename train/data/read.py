@@ -66,7 +66,8 @@ def _decode(directory: Path, split: str, place: prepared.Place) -> Examples:
 
     name, version = directory.parts[-2:]
     try:
-        source: Any = tfds.builder_from_directory(directory).as_data_source(split)
+        builder: Any = tfds.builder_from_directory(directory)
+        source = builder.as_data_source(split)
         if not len(source):
             raise ValueError("it has no examples")
         print(f"decoding {len(source):,} pictures of {name} {split}, once", file=sys.stderr)
