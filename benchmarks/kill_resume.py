@@ -20,10 +20,10 @@ import orbax.checkpoint as ocp
 
 COMMON = "--limit 90 --epochs 4 --batch-size 4 --checkpoint-every 5 --quiet"
 RUNS = {
-    "sgd with momentum": "--option momentum=0.9",
+    "sgd with momentum": "--lr 0.002 --option momentum=0.9",
     "adamw, average of weights, cosine": "--optimizer adamw --ema 0.9 --scheduler cosine_annealing_lr "
     "--scheduler-option T_max=92 --scheduler-interval step --augment",
-    "accumulate 3, clipped": "--accumulate 3 --clip-grad-norm 1 --option momentum=0.9",
+    "accumulate 3, clipped": "--lr 0.002 --accumulate 3 --clip-grad-norm 1 --option momentum=0.9",
     "plateau": "--scheduler reduce_lr_on_plateau --scheduler-option patience=0 --scheduler-option threshold=0.1",
     "muon and adamw": "--optimizer muon_adamw --option adamw_lr=3e-4",
     "lbfgs": "--optimizer lbfgs --option line_search_fn=strong_wolfe --option max_iter=2",
@@ -44,7 +44,9 @@ def last_state(run: Path) -> tuple[str, list[np.ndarray]]:
     """The name of the last checkpoint, and all that is in it."""
     path = max(path for path in (run / "checkpoints").iterdir() if path.name.isdecimal())
     with ocp.StandardCheckpointer() as checkpointer:
-        return path.name, [np.asarray(leaf) for leaf in jax.tree.leaves(checkpointer.restore(path.absolute() / "state"))]
+        return path.name, [
+            np.asarray(leaf) for leaf in jax.tree.leaves(checkpointer.restore(path.absolute() / "state"))
+        ]
 
 
 def differences(whole: Path, killed: Path) -> list[str]:
@@ -57,25 +59,38 @@ def differences(whole: Path, killed: Path) -> list[str]:
     return found + ([] if (whole / "steps.csv").read_bytes() == (killed / "steps.csv").read_bytes() else ["steps.csv"])
 
 
-def run_killed(flags: list[str], run: Path, seconds: float, kills: int, draw: random.Random) -> list[str]:
-    """Start a run, kill it so many times, and let it come to its end. Returns how each process ended."""
-    ends = []
-    for _ in range(kills):
-        begun = (run / "config.json").exists()
-        argv = ["--resume", str(run), "--quiet"] if begun else [*flags, "--run-dir", str(run)]
-        process = subprocess.Popen(command(*argv), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        try:
-            _, errors = process.communicate(timeout=draw.uniform(0.1, seconds))
-            ends.append("ended" if process.returncode == 0 else f"failed: {errors.decode()[-300:]}")
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            at = max((path.name for path in run.glob("checkpoints/*") if path.name.isdecimal()), default="start")
-            ends.append(f"killed, goes on from {at}")
+def killed(flags: list[str], run: Path, seconds: float | None) -> tuple[bool, str]:
+    """Start a run, or go on with it, and kill it after so long. Returns whether it came to its end, and what it did."""
     begun = (run / "config.json").exists()
-    argv = ["--resume", str(run)] if begun else [*flags, "--run-dir", str(run)]
-    done = subprocess.run(command(*argv), capture_output=True, text=True)
-    return ends if done.returncode == 0 else [*ends, f"failed: {done.stderr[-300:]}"]
+    argv = ["--resume", str(run), "--quiet"] if begun else [*flags, "--run-dir", str(run)]
+    process = subprocess.Popen(command(*argv), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        _, errors = process.communicate(timeout=seconds)
+        return True, "ended" if process.returncode == 0 else f"failed: {errors[-300:]}"
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        return False, max((path.name for path in run.glob("checkpoints/*") if path.name.isdecimal()), default="start")
+
+
+def check(name: str, kills: int, folder: Path, draw: random.Random) -> list[str]:
+    """Kill so many times, in as many runs as that takes. Returns what went wrong."""
+    flags, whole, bad, done, number = f"{COMMON} {RUNS[name]}".split(), folder / "whole", [], 0, 0
+    start = time.perf_counter()
+    subprocess.run(command(*flags, "--run-dir", str(whole)), check=True, stdout=subprocess.DEVNULL)
+    seconds = time.perf_counter() - start
+    while done < kills:
+        number += 1
+        run, ended, told = folder / str(number), False, []
+        while not ended:
+            ended, what = killed(flags, run, draw.uniform(0.1, seconds) if done < kills else None)
+            done += not ended
+            told.append(what)
+        found = [what for what in told if what.startswith("failed")] or differences(whole, run)
+        bad += found
+        print(f"{name}: killed with {', '.join(told[:-1]) or 'nothing'} on the disk, then {told[-1]}; ", end="")
+        print(f"differs: {', '.join(found)}" if found else "equal in every bit", flush=True)
+    return bad
 
 
 def main() -> int:
@@ -84,22 +99,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", nargs="*", default=list(RUNS), choices=list(RUNS))
     args = parser.parse_args()
-    draw, failures, count = random.Random(args.seed), 0, 0
+    draw, bad = random.Random(args.seed), []
     with tempfile.TemporaryDirectory() as folder:
         for at, name in enumerate(args.runs):
-            flags = f"{COMMON} {RUNS[name]}".split()
-            whole, killed = Path(folder) / f"{at}-whole", Path(folder) / f"{at}-killed"
-            start = time.perf_counter()
-            subprocess.run(command(*flags, "--run-dir", str(whole)), check=True, stdout=subprocess.DEVNULL)
-            seconds = time.perf_counter() - start
+            (Path(folder) / str(at)).mkdir()
             kills = args.kills // len(args.runs) + (at < args.kills % len(args.runs))
-            ends = run_killed(flags, killed, seconds, kills, draw)
-            bad = [*differences(whole, killed), *(end for end in ends if end.startswith("failed"))]
-            count += sum(end.startswith("killed") for end in ends)
-            failures += bool(bad)
-            print(f"{name}: {', '.join(ends)}; {'differs: ' + ', '.join(bad) if bad else 'equal in every bit'}", flush=True)
-    print(f"{count} kills, {len(args.runs)} runs, {failures} not equal")
-    return 1 if failures else 0
+            bad += check(name, kills, Path(folder) / str(at), draw)
+    print(f"{args.kills} kills, {len(args.runs)} kinds of run, {len(bad)} differences")
+    return 1 if bad else 0
 
 
 if __name__ == "__main__":
