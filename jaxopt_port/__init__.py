@@ -20,6 +20,7 @@ from jaxopt_port.closure.minimize import Minimized as Minimized
 from jaxopt_port.closure.minimize import minimize as minimize
 from jaxopt_port.closure.nonlinear_cg import nonlinear_cg as nonlinear_cg
 from jaxopt_port.closure.stop import Stop as Stop
+from jaxopt_port.factory import factory as factory
 from jaxopt_port.gradients import EveryKState as EveryKState
 from jaxopt_port.gradients import GradScaler as GradScaler
 from jaxopt_port.gradients import GradScalerState as GradScalerState
@@ -30,14 +31,18 @@ from jaxopt_port.gradients import clip_grads_with_norm as clip_grads_with_norm
 from jaxopt_port.gradients import every_k as every_k
 from jaxopt_port.gradients import get_total_norm as get_total_norm
 from jaxopt_port.gradients import zero_grad as zero_grad
+from jaxopt_port.hyper import find_state as find_state
 from jaxopt_port.hyper import get_hyper as get_hyper
-from jaxopt_port.hyper import restore as restore
+from jaxopt_port.hyper import replace_state as replace_state
 from jaxopt_port.hyper import set_hyper as set_hyper
+from jaxopt_port.lift import lift as lift
+from jaxopt_port.number import Number as Number
 from jaxopt_port.optimizer import Optimizer as Optimizer
 from jaxopt_port.optimizer import OptState as OptState
 from jaxopt_port.optimizer import add_param_group as add_param_group
 from jaxopt_port.optimizer import drop_frozen as drop_frozen
 from jaxopt_port.param_groups import ParamGroup as ParamGroup
+from jaxopt_port.rule import Rule as Rule
 from jaxopt_port.rules.adadelta import adadelta as adadelta
 from jaxopt_port.rules.adafactor import adafactor as adafactor
 from jaxopt_port.rules.adagrad import adagrad as adagrad

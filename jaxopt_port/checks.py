@@ -1,12 +1,14 @@
-"""What a step refuses before it computes anything: trees, shapes and dtypes that do not belong together."""
+"""What is refused before anything is computed: trees, shapes, dtypes and numbers that do not belong together."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxopt_port.number import is_number, to_numpy
 from jaxopt_port.param_groups import leaf_paths
+from jaxopt_port.scalars import is_known
 
 Tree = Any
 
@@ -19,47 +21,56 @@ def flatten_like(treedef: Any, tree: Tree, what: str) -> list[Any]:
         raise ValueError(f"the tree of {what} is not that of the parameters: {error}") from None
 
 
-def check_grads(params: Tree, leaves: list[Any], grads: list[Any], check_grad: Callable[[Any], None]) -> None:
-    """That every gradient has the shape and dtype of its parameter, and is one that the rule takes."""
-    for index, (p, g) in enumerate(zip(leaves, grads, strict=True)):
-        if g is None or not hasattr(p, "dtype") or g.dtype == jax.dtypes.float0:
-            continue
-        if g.shape != p.shape or g.dtype != p.dtype:
-            kind = ValueError if g.shape != p.shape else TypeError
-            raise kind(
-                f"the gradient of {leaf_paths(params)[index]!r} is {g.dtype}{list(g.shape)}, "
-                f"its parameter {p.dtype}{list(p.shape)}"
+def check_grad(params: Tree, index: int, p: Any, g: Any, check: Callable[[Any], None]) -> None:
+    """That a gradient has the shape and dtype of its parameter, and is one that the rule takes."""
+    if g is None or not hasattr(p, "dtype") or g.dtype == jax.dtypes.float0:
+        return
+    if g.shape != p.shape or g.dtype != p.dtype:
+        path = leaf_paths(params)[index]
+        message = f"the gradient of {path!r} is {g.dtype}{list(g.shape)}, its parameter {p.dtype}{list(p.shape)}"
+        if g.shape != p.shape:
+            raise ValueError(message)
+        raise TypeError(f"{message}: write jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)")
+    check(g)
+
+
+def check_static(options: Mapping[str, Any], live: Sequence[str]) -> None:
+    """That options which are fixed when the optimizer is made have values."""
+    for name, value in options.items():
+        if name not in live and not is_known(value):
+            raise TypeError(
+                f"{name} is fixed when the optimizer is made, and has no value here, under jit or vmap: give a Python "
+                f"value (optax.inject_hyperparams takes static_args=({name!r},))"
             )
-        check_grad(g)
 
 
-def check_float64(live: Mapping[str, Any], group: int) -> None:
-    """That the hyper-parameters of a group are float64, as they were made."""
+def check_live(live: Mapping[str, Any], group: int) -> None:
+    """That the hyper-parameters of a group are as they were made."""
     for name, value in live.items():
-        for x in jax.tree.leaves(value):
-            if getattr(x, "dtype", None) != jnp.float64:
+        for number in jax.tree.leaves(value, is_leaf=is_number):
+            parts = jax.tree.leaves(number)
+            dtype = getattr(parts[0], "dtype", None) if is_number(number) else None
+            if dtype != jnp.float32 or jnp.shape(parts[0])[-1:] != (4,):
                 raise TypeError(
-                    f"hyper-parameter {name!r} of parameter group {group} is {getattr(x, 'dtype', type(x).__name__)}, "
-                    "not float64. A state that comes back from a file or from device_get goes through "
-                    "jaxopt_port.restore(state), whose docstring says how to write and read it; change a value with "
-                    "jaxopt_port.set_hyper(state, ...); use an abstract state (of jax.eval_shape) under "
-                    "jax.enable_x64(True)."
+                    f"hyper-parameter {name!r} of parameter group {group} is {number!r}, where init puts a Number, "
+                    "float32[4]: change a value with jaxopt_port.set_hyper(state, ...), and cast state.slots alone"
                 )
 
 
-def check_slot(params: Tree, index: int, slot: str, expected: str) -> None:
-    """That a parameter's state has the arrays that `init` makes, both in the words of `form`."""
-    if slot != expected:
-        raise ValueError(
-            f"the state of parameter {leaf_paths(params)[index]!r} is {slot}, and should be {expected}: it was made "
-            "for another optimizer, another parameter, or with other options (amsgrad, centered, momentum, ...)"
-        )
+def check_fresh(arrays: Mapping[str, Any], live: Mapping[str, Any], group: int) -> None:
+    """That an optimizer which did not make the state has no array for a hyper-parameter, or the one in the state.
 
-
-def form(slot: Any) -> str:
-    """A slot's arrays, in words."""
-    names = getattr(slot, "_fields", None)
-    if names is None:
-        return type(slot).__name__
-    arrays = {name: x for name, x in zip(names, slot, strict=True) if x is not None}
-    return f"{type(slot).__name__}({', '.join(f'{name}{list(jnp.shape(x))}' for name, x in arrays.items())})"
+    `optax.inject_hyperparams` makes the optimizer anew at every step, with the rate of that step, and a function that
+    takes a rate may do the same: the step would use the number in the state and not the array.
+    """
+    for name, value in arrays.items():
+        if name not in live:
+            continue
+        known = is_known(value) and is_known(jax.tree.leaves(live[name])[0])
+        if not known or not (to_numpy(live[name]) == float(value)).all():
+            raise TypeError(
+                f"{name} was given as an array to an optimizer that has not made this state: a step uses the {name} in "
+                f"the state (group {group}), not the optimizer's. Make the optimizer once with a Python number, and "
+                f"change it with jaxopt_port.set_hyper(state, {name}=...) or a scheduler of jaxopt_port.lr_scheduler, "
+                "in place of optax.inject_hyperparams"
+            )

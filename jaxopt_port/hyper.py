@@ -1,6 +1,6 @@
-"""Reading and changing hyper-parameters in a state, and bringing a state back from a file."""
+"""Reading and changing hyper-parameters in a state."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxopt_port.number import Number, is_number, to_number, to_numpy
 from jaxopt_port.optimizer import OptState
-from jaxopt_port.scalars import NUMBER, Scalar, float64, is_known, to_float64
+from jaxopt_port.scalars import NUMBER, Scalar, is_known
 
 T = TypeVar("T")
 
@@ -67,9 +68,9 @@ def get_hyper(state: Any) -> list[dict[str, Any]]:
 
 
 def _as_floats(value: Any) -> Any:
-    if isinstance(value, tuple):
+    if isinstance(value, tuple) and not is_number(value):
         return tuple(map(_as_floats, value))
-    return None if value is None else np.asarray(jax.tree.leaves(value)[0]).tolist()  # out of nnx.Optimizer's box
+    return None if value is None else to_numpy(value).tolist()
 
 
 def set_hyper(state: T, group: int | None = None, **values: Scalar | tuple[Scalar, ...]) -> T:
@@ -101,112 +102,55 @@ def set_hyper(state: T, group: int | None = None, **values: Scalar | tuple[Scala
       >>> state = state._replace(inner_states={**state.inner_states, "a": part})
     """
     found = find_state(state)
-    if group is not None and not 0 <= group < len(found.param_groups):
-        raise ValueError(f"group {group} does not exist: the state has groups 0 to {len(found.param_groups) - 1}")
+    if group is not None and (not isinstance(group, int) or not 0 <= group < len(found.param_groups)):
+        raise ValueError(
+            f"group must be the number of a parameter group, not {group!r}: the state has groups 0 to "
+            f"{len(found.param_groups) - 1}"
+        )
     chosen = range(len(found.param_groups)) if group is None else [group]
     new = {i: {name: _like(found.param_groups[i], i, name, value) for name, value in values.items()} for i in chosen}
-    old = {i: {name: found.param_groups[i][name] for name in values} for i in chosen}
-    new = jax.tree.structure(old).unflatten(in_place_of(jax.tree.leaves(old), jax.tree.leaves(new)))
     return replace_state(
         state,
         found._replace(param_groups=tuple({**each, **new.get(i, {})} for i, each in enumerate(found.param_groups))),
     )
 
 
-def _like(group: Mapping[str, Any], index: int, name: str, value: Any) -> list[Any]:
-    """A value as float64 numbers, one for each array of the old."""
+def _like(group: Mapping[str, Any], index: int, name: str, value: Any) -> Any:
+    """A value as a `Number`, or a tuple of them, in place of the old."""
     if name not in group:
         raise ValueError(
             f"{name!r} is not a live hyper-parameter of group {index}: live are {', '.join(group)}. "
             "Flags, and options that decide which state exists, are fixed when the optimizer is made; "
             "one that was 0 then (SGD's momentum) is made live by starting from any other value."
         )
-    old, new = jax.tree.leaves(group[name]), jax.tree.leaves(value)
+    new = jax.tree.leaves(value)
     numbers = all(isinstance(x, NUMBER) and not np.iscomplexobj(x) for x in new)
     if _form(group[name]) != _form(value) or not numbers:
         raise ValueError(f"{name!r} of group {index} must be {_form(group[name])}, not {value!r}")
     sizes = list(map(np.size, new))
     if set(sizes) != {1}:
         raise ValueError(f"{name!r} of group {index} must be {_form(group[name])}, not an array of {max(sizes)}")
-    return [_number(x, jnp.shape(was)) for x, was in zip(new, old, strict=True)]
+    if isinstance(value, list):
+        value = tuple(value)
+    return jax.tree.map(in_place_of, group[name], value, is_leaf=is_number)
 
 
-def _number(value: Any, shape: tuple[int, ...]) -> Any:
-    if not isinstance(value, jax.Array):
-        return np.full(shape, np.reshape(value, ()), np.float64)
-    with float64():  # NumPy would wait for it
-        return jnp.broadcast_to(to_float64(value), shape)
+def in_place_of(old: Number, value: Any) -> Number:
+    """A number as a `Number` with the shape, the box and the devices of the one that it replaces.
 
-
-def in_place_of(old: Sequence[Any], new: Sequence[Any]) -> list[jax.Array]:
-    """Numbers as arrays, on the devices of those they replace: on others jit would compile again.
-
-    An array that is not committed to its devices jit takes wherever it computes; so is a new one in its place.
+    On other devices jit would compile again. An array that is not committed to its devices jit takes wherever it
+    computes; so is a new one in its place.
     """
-
-    def place(x: jax.Array, was: Any) -> jax.Array:
-        if not isinstance(was, jax.Array) or not is_known(was) or not is_known(x):
-            return x
-        return jax.device_put(x, was.sharding) if was.committed or x.committed else x
-
-    numbers = [np.asarray(x) if isinstance(x, jax.Array) and is_known(x) and x.committed else x for x in new]
-    with float64():
-        return [place(x, was) for x, was in zip(_on_device(numbers), old, strict=True)]
-
-
-@jax.jit
-def _on_device(numbers: list[Any]) -> list[jax.Array]:
-    """One call for all of them: eight take 50 us, where eight `jnp.asarray` take 460."""
-    return numbers
+    (was,), treedef = jax.tree.flatten(old)
+    parts = to_number(value).parts
+    if jnp.shape(was)[:-1] != parts.shape[:-1]:
+        parts = jnp.broadcast_to(parts.reshape(-1), jnp.shape(was))
+    if isinstance(was, jax.Array) and is_known(was) and is_known(parts) and (was.committed or parts.committed):
+        parts = jax.device_put(np.asarray(parts), was.sharding) if was.committed else np.asarray(parts)
+    return treedef.unflatten([jnp.asarray(parts)])
 
 
 def _form(value: Any) -> str:
-    if isinstance(value, tuple | list):
+    if isinstance(value, tuple | list) and not is_number(value):
         return f"({', '.join(map(_form, value))})"
     return repr(value) if value is None or isinstance(value, str) else "a number"
-
-
-def restore(state: T) -> T:
-    """A state that came back as NumPy arrays, as JAX arrays with every float64 kept.
-
-    Unless `jax_enable_x64` is set, whatever makes a JAX array of NumPy's float64 makes a float32 of it, and of a
-    learning rate of 0.1 a 0.10000000149. That cannot be undone, so a state has to leave a file as NumPy arrays:
-
-    - `pickle.dumps(jax.device_get(state))`, then `restore(pickle.loads(data))`;
-    - Orbax's `checkpointer.save(path, state)`, then
-      `restore(checkpointer.restore(path, jax.tree.map(np.asarray, state)))`, with the state of `init` as the target;
-    - `flax.serialization.to_bytes(state)`, then `restore(from_bytes(state, data))`;
-
-    or be read `with jax.enable_x64(True)`, whatever it was saved with.
-
-    Args:
-      state: any pytree of arrays (an OptState, a TrainState, a scheduler's state, ...).
-
-    Returns:
-      The same pytree with a JAX array, of the same dtype, for every NumPy array.
-
-    Raises:
-      TypeError: a hyper-parameter is already float32, so that its float64 value is lost.
-
-    Example:
-      >>> import jax, pickle, jaxopt_port as optim
-      >>> data = pickle.dumps(jax.device_get(optim.sgd(lr=0.1).init({})))
-      >>> restore(pickle.loads(data)).param_groups[0]["lr"].dtype
-      dtype('float64')
-    """
-    for found in jax.tree.leaves(state, is_leaf=lambda x: _is_state(x) or _was_state(x)):
-        groups = found.param_groups if _is_state(found) else found["param_groups"] if _was_state(found) else ()
-        groups = groups.values() if isinstance(groups, Mapping) else groups
-        for name, value in (item for group in groups for item in group.items()):
-            if any(getattr(x, "dtype", np.float64) != np.float64 for x in jax.tree.leaves(value)):
-                raise TypeError(
-                    f"hyper-parameter {name!r} came back as float32: its value is no longer exact. Read the file again "
-                    "as NumPy arrays, or under jax.enable_x64(True); restore's docstring has how, for pickle and Orbax"
-                )
-    with float64():
-        return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray | np.generic) else x, state)
-
-
-def _was_state(x: Any) -> bool:
-    """Whether it is an OptState as a dict, as flax's `to_state_dict` makes it and Orbax without a target."""
-    return isinstance(x, Mapping) and set(x) == set(OptState._fields)

@@ -15,25 +15,18 @@ experiment (`python -m benchmarks.lift`, 2 cores, AdamW, float32, donated):
     it is a vector with an element a parameter.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from functools import partial
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from collections.abc import Callable
+from types import MethodType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from jaxopt_port import param_groups as groups_
-from jaxopt_port.checks import check_float64, check_grads, check_slot, flatten_like, form
+from jaxopt_port.checks import flatten_like
 from jaxopt_port.param_groups import ParamGroup
-from jaxopt_port.rule import Rule, as_complex, as_real, is_sparse, rounding, step_leaf
-from jaxopt_port.scalars import check_numbers, float64, is_known, is_on, to_float64
 
 Tree = Any
-T = TypeVar("T")
 
 
 class OptState(NamedTuple):
@@ -43,13 +36,15 @@ class OptState(NamedTuple):
       steps: for each group its scalar state: `step`, the number of steps taken, float32 as torch's, and what torch
         keeps as a scalar a parameter. 0-d, or a vector with an element for each of the group's parameters once a
         None gradient has skipped some of them.
-      slots: the parameters' tree with the rule's NamedTuple at each leaf (None where the group is frozen). Where
-        parameters are in boxes (nnx variables, partitioned linen), the arrays of the NamedTuple are in such boxes.
-      param_groups: for each group its live hyper-parameters, 0-d float64 arrays by torch's names.
+      slots: the rule's NamedTuple with torch's names and a tree like the parameters in each field, as in
+        `state.slots.exp_avg["dense"]["kernel"]`: None where a parameter has no such array (it is frozen, or its group
+        has no amsgrad), and for the whole tree where no group has. Where parameters are in boxes (nnx variables,
+        partitioned linen), so are the arrays.
+      param_groups: for each group its live hyper-parameters by torch's names, each a `Number`.
     """
 
     steps: tuple[dict[str, jax.Array], ...]
-    slots: Tree
+    slots: Any
     param_groups: tuple[dict[str, Any], ...]
 
 
@@ -64,6 +59,9 @@ class Optimizer(optax.GradientTransformationExtraArgs):
     if TYPE_CHECKING:  # optax's fields, whose types say nothing of our state
         init: Callable[[Tree], OptState]  # pyright: ignore[reportIncompatibleVariableOverride]
         update: Callable[..., tuple[Tree, OptState]]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __repr__(self) -> str:
+        return repr(self.update.__self__) if isinstance(self.update, MethodType) else super().__repr__()
 
     def step(self, grads: Tree, state: OptState, params: Tree) -> tuple[Tree, OptState]:
         """`optimizer.step()`: the new parameters, with torch's bits, and the new state.
@@ -122,6 +120,12 @@ class Algorithm:
         """Which leaves are in a group with `frozen=True`."""
         return [False] * len(jax.tree.leaves(params))
 
+    def add_param_group(self, state: OptState, params: Tree, group: ParamGroup) -> tuple["Algorithm", OptState]:
+        raise ValueError(
+            "only an optimizer as its factory returns it takes another group: give every_k, or what else is around it, "
+            "the optimizer with the new group; lbfgs and nonlinear_cg have one group only"
+        )
+
     def step_closure(
         self, closure: Callable[..., Any], state: OptState, params: Tree, *args: Any, has_aux: bool = False
     ) -> tuple[Any, Tree, OptState]:
@@ -130,18 +134,6 @@ class Algorithm:
         grads = jax.tree.map(lambda g: g.conj() if jnp.iscomplexobj(g) else g, grads)
         params, state = self.step(grads, state, params)
         return loss, params, state
-
-
-def lift(rule: Rule, options: Mapping[str, Any], param_groups: Sequence[ParamGroup] = ()) -> Optimizer:
-    """Make an optimizer over pytrees of a rule for one array.
-
-    Args:
-      rule: the arithmetic.
-      options: every option of the optimizer with its value: those of the default group.
-      param_groups: the other groups; what they leave out they take from `options`.
-    """
-    lifted = _Lifted(rule, options, param_groups)
-    return Optimizer(lifted.init, lifted.update)
 
 
 def add_param_group(
@@ -173,13 +165,7 @@ def add_param_group(
       >>> [group["lr"] for group in optim.get_hyper(state)]
       [0.1, 0.1, 0.01]
     """
-    lifted = algorithm_of(optimizer)
-    if not isinstance(lifted, _Lifted):
-        raise ValueError(
-            "only an optimizer as its factory returns it takes another group: give every_k, or what else is around it, "
-            "the optimizer with the new group; lbfgs and nonlinear_cg have one group only"
-        )
-    new, state = lifted.add_param_group(state, params, group)
+    new, state = algorithm_of(optimizer).add_param_group(state, params, group)
     return Optimizer(new.init, new.update), state
 
 
@@ -223,197 +209,3 @@ def algorithm_of(optimizer: optax.GradientTransformation) -> Algorithm:
     if not isinstance(lifted, Algorithm):
         raise TypeError("the update function of this Optimizer was replaced: use update instead of step")
     return lifted
-
-
-class _Lifted(Algorithm):
-    """A rule with its groups."""
-
-    def __init__(self, rule: Rule, options: Mapping[str, Any], param_groups: Sequence[ParamGroup], added: int = 0):
-        self.rule = rule
-        self.added = added
-        self.groups = groups_.check_groups(param_groups, added)
-        self.frozen = [False, *(group.frozen for group in self.groups)]
-        self.options = [_plain(each) for each in (options, *(_merge(options, group) for group in self.groups))]
-        for each in self.options:
-            check_numbers(each, rule.live)
-            rule.check(each)
-        self.live = [
-            tuple(name for name in rule.live if name not in rule.structural or is_on(each[name]))
-            for each in self.options
-        ]
-        self.forms: dict[Any, str] = {}  # of the slots, by group, shape and dtype
-        self.static = [
-            tuple((name, _number(value)) for name, value in each.items() if name not in live)
-            for each, live in zip(self.options, self.live, strict=True)
-        ]
-
-    def members(self, params: Tree) -> list[int]:
-        """The group of every leaf."""
-        return groups_.assign(self.groups, params, self.added)
-
-    def frozen_leaves(self, params: Tree) -> list[bool]:
-        return [self.frozen[group] for group in self.members(params)]
-
-    def init(self, params: Tree) -> OptState:
-        for leaf in filter(is_sparse, jax.tree.leaves(params, is_leaf=is_sparse)):
-            self.rule.check_param(leaf)  # torch's words, where it has some
-            raise ValueError("a parameter is a BCOO: parameters must be dense, use todense()")
-        members = self.members(params)
-        leaves = jax.tree.leaves(params)
-        boxes, treedef = jax.tree.flatten(params, is_leaf=groups_.is_box)
-        return OptState(
-            steps=tuple(
-                {name: jnp.asarray(first) for name, first in {"step": np.float32(0), **self.rule.scalar_state}.items()}
-                for _ in self.options
-            ),
-            slots=treedef.unflatten(
-                None if self.frozen[group] else groups_.box_like(box, self._init_leaf(params, index, leaf, group))
-                for index, (box, leaf, group) in enumerate(zip(boxes, leaves, members, strict=True))
-            ),
-            param_groups=tuple(
-                {name: jax.tree.map(to_float64, each[name]) for name in live}
-                for each, live in zip(self.options, self.live, strict=True)
-            ),
-        )
-
-    def _init_leaf(self, params: Tree, index: int, leaf: Any, group: int) -> Any:
-        p = jnp.asarray(leaf)
-        if not jnp.issubdtype(p.dtype, jnp.inexact):
-            raise TypeError(
-                f"parameter {groups_.leaf_paths(params)[index]!r} is {p.dtype}: only floating point and complex "
-                "parameters can be optimized. Leave it out, or put it in a ParamGroup with frozen=True."
-            )
-        try:
-            self.rule.check_param(p)
-        except (ValueError, RuntimeError) as error:
-            error.add_note(f"The parameter is {groups_.leaf_paths(params)[index]!r}.")
-            raise
-        return as_complex(p, self.rule.init(as_real(p), SimpleNamespace(**self.options[group])))
-
-    def step(self, grads: Tree, state: OptState, params: Tree) -> tuple[Tree, OptState]:
-        new, state = self._step(grads, state, params)
-        old, treedef = jax.tree.flatten(params)
-        return treedef.unflatten(o if n is None else n for n, o in zip(new, old, strict=True)), state
-
-    def update(self, updates: Tree, state: Any, params: Tree | None = None, **extra_args: Any) -> tuple[Tree, Any]:
-        """optax's view of `step`: new - old parameters, zeros for those that do not step."""
-        del extra_args
-        if params is None:
-            raise ValueError("update needs the parameters: call update(grads, state, params)")
-        new, state = self._step(updates, state, params)
-        old, treedef = jax.tree.flatten(params)
-        deltas = [jnp.zeros_like(o) if n is None else n - o for n, o in zip(new, old, strict=True)]
-        return treedef.unflatten(deltas), state
-
-    def _step(self, grads: Tree, state: OptState, params: Tree) -> tuple[list[jax.Array | None], OptState]:
-        """The new value of each leaf, None where it does not step, and the new state."""
-        self._check_state(state)
-        leaves, treedef = jax.tree.flatten(params)
-        slots_treedef = jax.tree.structure(params, is_leaf=groups_.is_box)
-        boxed = flatten_like(slots_treedef, state.slots, "the optimizer state")
-        slots = [groups_.unbox(slot) for slot in boxed]
-        leaves, grad_leaves = map(_arrays, (leaves, flatten_like(treedef, grads, "the gradients")))
-        members = self.members(params)
-        self._check_slots(params, leaves, slots, members)
-        check_grads(params, leaves, grad_leaves, self.rule.check_grad)
-        new: list[jax.Array | None] = [None] * len(leaves)
-        steps = list(state.steps)
-        for group, live in enumerate(state.param_groups):
-            check_float64(live, group)
-            inside = [i for i, member in enumerate(members) if member == group]
-            moves = np.array([grad_leaves[i] is not None for i in inside], bool)
-            if self.frozen[group] or not moves.any():
-                continue
-            static = self.static[group]
-            with float64():
-                c, steps[group] = self._scalars(SimpleNamespace(**live, **dict(static)), state.steps[group], moves)
-            round_to = rounding(c, keep=self.rule.float64_update)
-            for at, i in enumerate(inside):
-                if grad_leaves[i] is not None:
-                    wide = leaves[i].dtype in (jnp.float64, jnp.complex128)  # so with jax_enable_x64 off, too
-                    with float64() if wide else nullcontext():
-                        scalars = {k: v[at] if jnp.ndim(v) else v for k, v in round_to(leaves[i]).items()}
-                        new[i], slots[i] = step_leaf(
-                            (self.rule.update, static), leaves[i], grad_leaves[i], slots[i], scalars
-                        )
-        slots = [
-            jax.tree.structure(old).unflatten(jax.tree.leaves(slot)) for old, slot in zip(boxed, slots, strict=True)
-        ]
-        return new, OptState(tuple(steps), slots_treedef.unflatten(slots), state.param_groups)
-
-    def add_param_group(self, state: OptState, params: Tree, group: ParamGroup) -> tuple["_Lifted", OptState]:
-        self._check_state(state)
-        new = _Lifted(self.rule, self.options[0], (*self.groups, group), self.added + 1)
-        old_members, members = self.members(params), new.members(params)
-        taken = [i for i, member in enumerate(members) if member == len(new.groups)]
-        twice = [groups_.leaf_paths(params)[i] for i in taken if not self.frozen[old_members[i]]]
-        if twice:
-            raise ValueError(f"some parameters appear in more than one parameter group: {', '.join(twice)}")
-        treedef = jax.tree.structure(params, is_leaf=groups_.is_box)
-        slots, fresh = flatten_like(treedef, state.slots, "the optimizer state"), new.init(params)
-        for i in taken:
-            slots[i] = treedef.flatten_up_to(fresh.slots)[i]
-        steps, param_groups = (*state.steps, fresh.steps[-1]), (*state.param_groups, fresh.param_groups[-1])
-        return new, OptState(steps, treedef.unflatten(slots), param_groups)
-
-    def _check_state(self, state: Any) -> None:
-        if not isinstance(state, OptState):
-            raise TypeError(f"expected the OptState that init returned, got a {type(state).__name__}")
-        has, needs = [sorted(live) for live in state.param_groups], [sorted(live) for live in self.live]
-        if has != needs:
-            raise ValueError(
-                f"the state is another optimizer's: its parameter groups have the live hyper-parameters {has}, "
-                f"this optimizer's {needs}"
-            )
-
-    def _check_slots(self, params: Tree, leaves: list[Any], slots: list[Any], members: list[int]) -> None:
-        """That every slot has the arrays which `init` makes for its parameter with the group's options."""
-        for index, (p, slot, group) in enumerate(zip(leaves, slots, members, strict=True)):
-            key = (group, jnp.shape(p), jnp.result_type(p))
-            if self.frozen[group] or not jnp.issubdtype(key[2], jnp.inexact):
-                continue
-            if key not in self.forms:
-                self.forms[key] = form(jax.eval_shape(partial(self._init_leaf, params, index, group=group), p))
-            check_slot(params, index, form(slot), self.forms[key])
-
-    def _scalars(
-        self, h: SimpleNamespace, old: dict[str, jax.Array], moves: np.ndarray
-    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-        """The scalars of one step of a group, and its new scalar state; `moves` says which parameters step."""
-        if not moves.all():
-            old = {name: jnp.broadcast_to(value, moves.shape) for name, value in old.items()}
-        step = old["step"] + jnp.ones((), old["step"].dtype)
-        rest = {name: value for name, value in old.items() if name != "step"}
-        c, rest = self.rule.scalars(step.astype(jnp.float64), h, rest)
-        new = {name: jnp.asarray(value, old[name].dtype) for name, value in {"step": step, **rest}.items()}
-        if not moves.all():
-            new = {name: jnp.where(moves, value, old[name]) for name, value in new.items()}
-        return {name: jnp.asarray(value) for name, value in c.items()}, new
-
-
-def _merge(options: Mapping[str, Any], group: ParamGroup) -> dict[str, Any]:
-    unknown = [name for name in group.options if name not in options]
-    if unknown:
-        raise ValueError(f"{group} has unknown options: {', '.join(unknown)}. Known are: {', '.join(options)}")
-    return {**options, **group.options}
-
-
-def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options with tuples for lists, which cannot be hashed, and NumPy's arrays for JAX's, which compare as float32."""
-
-    def plain(x: Any) -> Any:
-        if isinstance(x, list | tuple):
-            return tuple(map(plain, x))
-        return np.asarray(x) if isinstance(x, jax.Array) and is_known(x) else x
-
-    return {name: plain(value) for name, value in options.items()}
-
-
-def _number(value: Any) -> Any:
-    """A Python number for an array of one, which cannot be hashed."""
-    return value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
-
-
-def _arrays(leaves: list[Any]) -> list[Any]:
-    """Python numbers as arrays, as they are under jit."""
-    return [jnp.asarray(x) if isinstance(x, int | float | complex) else x for x in leaves]

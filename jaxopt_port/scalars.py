@@ -23,12 +23,6 @@ def float64() -> AbstractContextManager[Any]:
     return jax.enable_x64(True)
 
 
-def to_float64(value: Scalar) -> jax.Array:
-    """A hyper-parameter as a 0-d float64 array with a buffer of its own."""
-    with float64():
-        return jnp.asarray(value, jnp.float64).reshape(())
-
-
 def is_known(value: Scalar) -> bool:
     """Whether the value of a hyper-parameter can be looked at now: False under a trace."""
     return not isinstance(value, Tracer)

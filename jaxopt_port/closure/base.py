@@ -22,8 +22,8 @@ from jaxopt_port.closure.flat import (
     wide_enough,
 )
 from jaxopt_port.closure.program import Program, trace
+from jaxopt_port.number import to_float64, to_number
 from jaxopt_port.optimizer import Algorithm, OptState
-from jaxopt_port.scalars import to_float64
 
 UNLIMITED = 2**31 - 1
 
@@ -112,7 +112,7 @@ class ClosureAlgorithm(Algorithm):
             return OptState(
                 steps=({"func_evals": jnp.zeros((), jnp.int32), "n_iter": jnp.zeros((), jnp.int32)},),
                 slots=self.first_slots(flat_size(leaves), flat_dtype(leaves)),
-                param_groups=({name: to_float64(value) for name, value in self.live.items()},),
+                param_groups=({name: to_number(value) for name, value in self.live.items()},),
             )
 
     def step(self, grads: Tree, state: OptState, params: Tree) -> tuple[Tree, OptState]:
@@ -170,7 +170,9 @@ class ClosureAlgorithm(Algorithm):
 
     def live_values(self, state: OptState, dtype: Any) -> SimpleNamespace:
         """The live hyper-parameters, rounded as torch rounds a number that meets a tensor."""
-        return SimpleNamespace(**{name: value.astype(dtype) for name, value in state.param_groups[0].items()})
+        return SimpleNamespace(
+            **{name: to_float64(value).astype(dtype) for name, value in state.param_groups[0].items()}
+        )
 
     def _from(
         self, evaluate: Evaluate, loss: Any, grad: jax.Array, state: OptState, leaves: Leaves

@@ -1,12 +1,14 @@
 """Gradient accumulation as an optimizer: `every_k`."""
 
-from functools import partial
+import operator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxopt_port.closure.base import ClosureAlgorithm
+from jaxopt_port.lift import Lifted
 from jaxopt_port.optimizer import Algorithm, Optimizer, algorithm_of
 from jaxopt_port.rule import is_sparse
 from jaxopt_port.scalars import float64, is_known
@@ -30,18 +32,23 @@ class EveryKState(NamedTuple):
     state: Any
 
 
-def every_k(optimizer: Optimizer, k: int, mean: bool = False) -> Optimizer:
+def every_k(optimizer: optax.GradientTransformation, k: int, mean: bool = False) -> Optimizer:
     r"""Adds up the gradients of `k` calls and steps in the last of them: `if i % k == 0: optimizer.step()`.
 
     .. math:: g = \sum_{i=1}^k g_i, \text{ or } \frac{1}{k} \sum_{i=1}^k g_i
 
     In between the parameters and the optimizer's state stay as they are, and updates are zero. A parameter whose
     gradients were None in all `k` calls does not step. To know whether a call has stepped, see whether
-    `state.calls == 0`: a scheduler goes on then. A `GradScaler` around it leaves out of the sum the calls whose
-    gradients are not finite, where torch leaves out the step; for that use `accumulate_grad`.
+    `state.calls == 0`: a scheduler goes on then. A state with more than `k` calls in it steps at the next. A
+    `GradScaler` around it leaves out of the sum the calls whose gradients are not finite, where torch leaves out the
+    step; for that use `accumulate_grad`.
+
+    torch clips between the sum and the step, so what clips goes inside: `every_k(optax.chain(clip, optimizer), k)`
+    with `optax.clip_by_global_norm(max_norm)`, for example. A chain steps by adding its updates to the parameters,
+    which loses last bits; for torch's add up with `accumulate_grad`, then `clip_grad_norm` and `step`.
 
     Args:
-      optimizer: the optimizer that steps, of this library.
+      optimizer: the optimizer that steps, of this library, or a chain with one in it.
       k: how many calls.
       mean: step with the mean, as after `(loss / k).backward()`, and not with the sum, as after `loss.backward()`.
 
@@ -50,7 +57,8 @@ def every_k(optimizer: Optimizer, k: int, mean: bool = False) -> Optimizer:
 
     Raises:
       ValueError: `k` is not a positive integer.
-      TypeError: an optimizer of another library, or one that evaluates the loss itself; at a call, sparse gradients.
+      TypeError: an optimizer that is none, or one that evaluates the loss itself; at a call, sparse gradients, and
+        under jit a None gradient for a chain, which cannot be asked to leave a parameter out.
 
     Example:
       >>> import jax.numpy as jnp, jaxopt_port as optim
@@ -62,22 +70,32 @@ def every_k(optimizer: Optimizer, k: int, mean: bool = False) -> Optimizer:
       [3.]
       [1.5]
     """
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"every_k needs an optimizer of jaxopt_port, not a {type(optimizer).__name__}")
-    if not isinstance(k, int) or k < 1:
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(f"every_k needs an optimizer, not a {type(optimizer).__name__}")
+    try:
+        k = operator.index(k)
+    except TypeError:
+        raise ValueError(f"k must be an integer of at least 1, not {k!r}") from None
+    if k < 1:
         raise ValueError(f"k must be an integer of at least 1, not {k!r}")
-    if isinstance(getattr(optimizer.update, "__self__", None), ClosureAlgorithm):
+    if isinstance(optimizer, Optimizer) and isinstance(algorithm_of(optimizer), ClosureAlgorithm):
         raise TypeError("lbfgs and nonlinear_cg need the loss itself: give their closure the mean over all k batches")
     accumulation = _EveryK(optimizer, k, mean)
     return Optimizer(accumulation.init, accumulation.update)
 
 
 class _EveryK(Algorithm):
-    def __init__(self, optimizer: Optimizer, k: int, mean: bool):
+    def __init__(self, optimizer: optax.GradientTransformation, k: int, mean: bool):
         self.optimizer, self.k, self.mean = optimizer, k, mean
 
+    def __repr__(self) -> str:
+        return f"every_k({self.optimizer!r}, k={self.k}{', mean=True' if self.mean else ''})"
+
     def frozen_leaves(self, params: Tree) -> list[bool]:
-        return algorithm_of(self.optimizer).frozen_leaves(params)
+        inner = self.optimizer
+        return (
+            algorithm_of(inner).frozen_leaves(params) if isinstance(inner, Optimizer) else super().frozen_leaves(params)
+        )
 
     def init(self, params: Tree) -> Any:
         return EveryKState(
@@ -99,7 +117,7 @@ class _EveryK(Algorithm):
             raise TypeError(f"expected the EveryKState that init returned, got a {type(state).__name__}")
         treedef = jax.tree.structure(params)
         with float64():
-            totals = jax.tree.leaves(jax.tree.map(_add, params, state.grads, grads))
+            totals = jax.tree.map(_add, params, state.grads, grads)
         given = zip(treedef.flatten_up_to(grads), self.frozen_leaves(params), strict=True)
         absent = [not _is_gradient(g) and not frozen for g, frozen in given]
         has_grad = state.has_grad | ~jnp.array(absent, bool)
@@ -110,9 +128,9 @@ class _EveryK(Algorithm):
             return new, EveryKState(calls, grads, none, inner)
 
         def go_on() -> tuple[Tree, EveryKState]:
-            return params, EveryKState(state.calls + 1, treedef.unflatten(totals), has_grad, state.state)
+            return params, EveryKState(state.calls + 1, totals, has_grad, state.state)
 
-        last = state.calls == self.k - 1
+        last = state.calls >= self.k - 1
         if is_known(last):
             return step() if last else go_on()
         if not any(absent):
@@ -121,21 +139,28 @@ class _EveryK(Algorithm):
         return jax.lax.cond(last, step, lambda: jax.tree.map(_broadcast, go_on(), like))
 
     def _step(
-        self, totals: list[jax.Array], absent: list[bool], has_grad: jax.Array, state: Any, params: Tree
+        self, totals: Tree, absent: list[bool], has_grad: jax.Array, state: Any, params: Tree
     ) -> tuple[Tree, Any]:
-        """The step of those that have a gradient in this call, then of the others, if they had one before."""
-        treedef = jax.tree.structure(params)
+        """One step of those that have a gradient in this call, or had one before."""
         if self.mean:
             with float64():
-                totals = [total / jnp.asarray(self.k, total.dtype) for total in totals]
-        present = [None if none else total for total, none in zip(totals, absent, strict=True)]
-        params, state = self.optimizer.step(treedef.unflatten(present), state, params)
-        for index in (i for i, none in enumerate(absent) if none):
-            alone = [total if i == index else None for i, total in enumerate(totals)]
-            new = self.optimizer.step(treedef.unflatten(alone), state, params)
-            with float64():
-                params, state = jax.tree.map(partial(_where, has_grad[index]), new, (params, state))
-        return params, state
+                totals = jax.tree.map(lambda total: total / jnp.asarray(self.k, total.dtype), totals)
+        known = is_known(has_grad)
+        moves = [not none or (bool(each) if known else each) for none, each in zip(absent, has_grad, strict=True)]
+        inner = algorithm_of(self.optimizer) if isinstance(self.optimizer, Optimizer) else None
+        if isinstance(inner, Lifted):
+            return inner.masked_step(totals, state, params, moves)
+        if not all(isinstance(each, bool) for each in moves):
+            raise TypeError(
+                "every_k cannot tell a chain under jit which parameters have had no gradient: give a gradient of zeros "
+                "in place of None, zero_grad(..., set_to_none=False), or the optimizer alone"
+            )
+        treedef = jax.tree.structure(params)
+        present = [total if each else None for total, each in zip(treedef.flatten_up_to(totals), moves, strict=True)]
+        if inner is not None:
+            return inner.step(treedef.unflatten(present), state, params)
+        updates, state = self.optimizer.update(treedef.unflatten(present), state, params)
+        return optax.apply_updates(params, updates), state
 
 
 def _is_gradient(g: Any) -> bool:
@@ -152,10 +177,6 @@ def _add(p: jax.Array, total: jax.Array, g: Any) -> jax.Array:
         kind = ValueError if g.shape != p.shape else TypeError
         raise kind(f"a gradient is {g.dtype}{list(g.shape)}, its parameter {p.dtype}{list(p.shape)}")
     return total + g
-
-
-def _where(condition: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
-    return old if new is old else jnp.where(condition, new, old)
 
 
 def _broadcast(x: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:

@@ -8,8 +8,9 @@ import numpy as np
 import optax
 
 from jaxopt_port.lr_scheduler.scheduler import Sched, Scheduler
+from jaxopt_port.number import to_number
 from jaxopt_port.optimizer import OptState
-from jaxopt_port.scalars import float64, to_float64
+from jaxopt_port.scalars import float64
 
 
 def rates(scheduler: Scheduler, lr: float, steps: int) -> list[float]:
@@ -82,5 +83,5 @@ def as_schedule(scheduler: Scheduler, lr: float, steps: int | None = None) -> op
 
 
 def _init(scheduler: Scheduler, lr: float) -> tuple[Sched, OptState]:
-    group = {"lr": to_float64(lr), "momentum": to_float64(0.0)}  # momentum for the schedulers that cycle it
+    group = {"lr": to_number(lr), "momentum": to_number(0.0)}  # momentum for the schedulers that cycle it
     return scheduler.init(OptState(steps=(), slots=None, param_groups=(group,)))

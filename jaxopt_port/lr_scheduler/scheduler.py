@@ -17,6 +17,7 @@ import optax
 
 from jaxopt_port.hyper import find_state, in_place_of, replace_state
 from jaxopt_port.lr_scheduler.number import Double, Number, numbers
+from jaxopt_port.number import is_number, to_float64
 from jaxopt_port.optimizer import OptState
 from jaxopt_port.scalars import Scalar, float64, is_known
 
@@ -284,7 +285,7 @@ def _scheduled(optimizer: OptState) -> list[dict[str, Any]]:
     """What schedulers read and set, without the boxes that nnx.Optimizer puts around every array of its state."""
     return [
         {
-            name: jax.tree.leaves(value) if isinstance(value, tuple) else jax.tree.leaves(value)[0]
+            name: to_float64(value) if is_number(value) else list(map(to_float64, value))
             for name, value in group.items()
             if name in SCHEDULED
         }
@@ -295,10 +296,17 @@ def _scheduled(optimizer: OptState) -> list[dict[str, Any]]:
 def _with(optimizer: OptState, live: Groups) -> OptState:
     """The optimizer's state with these rates and momenta."""
     new = [
-        {**group, **{name: jax.tree.structure(group[name]).unflatten(jax.tree.leaves(values[name])) for name in values}}
+        {
+            **group,
+            **{name: jax.tree.map(in_place_of, group[name], _like(values[name]), is_leaf=is_number) for name in values},
+        }
         for group, values in zip(optimizer.param_groups, live, strict=True)
     ]
     return optimizer._replace(param_groups=tuple(new))
+
+
+def _like(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _join(live: Groups, added: Groups) -> Groups:
@@ -321,7 +329,7 @@ def _arrays(new: Any, before: Any = None, old: Any = None) -> Any:
     arrays: list[Any] = [None] * len(leaves) if old is None else jax.tree.leaves(old)
     unchanged = [None] * len(leaves) if old is None else jax.tree.leaves(before)
     moved = [i for i, (x, was) in enumerate(zip(leaves, unchanged, strict=True)) if x is not was]
-    made = in_place_of([arrays[i] for i in moved], [_array(leaves[i], arrays[i]) for i in moved])
+    made = jax.tree.map(jnp.asarray, [_array(leaves[i], arrays[i]) for i in moved])
     for i, x in zip(moved, made, strict=True):
         arrays[i] = x
     return treedef.unflatten(arrays)

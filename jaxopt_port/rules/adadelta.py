@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxopt_port.optimizer import Optimizer, lift
+from jaxopt_port.factory import factory
+from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule
-from jaxopt_port.rules.tensor_ops import add_weight_decay, moving_square, rounded
+from jaxopt_port.rules.tensor_ops import add_weight_decay, moving_square, rounded, stored
 from jaxopt_port.scalars import Scalar, check_at_least_0, check_lr, is_known
 
 
@@ -19,19 +20,16 @@ class AdadeltaState(NamedTuple):
     acc_delta: jax.Array
 
 
-def init(p: jax.Array, o: SimpleNamespace) -> AdadeltaState:
-    return AdadeltaState(jnp.zeros_like(p), jnp.zeros_like(p))
-
-
 def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
     c = {"neg_lr": -h.lr, "rho": h.rho, "weight": 1 - h.rho, "eps": h.eps, "weight_decay": h.weight_decay}
     return c, s
 
 
 def update(p: jax.Array, g: jax.Array, s: AdadeltaState, c: SimpleNamespace) -> tuple[jax.Array, AdadeltaState]:
-    g = add_weight_decay(g, p, c.weight_decay)
-    square_avg = moving_square(s.square_avg, g, c.rho, c.weight)
-    delta = jnp.sqrt(s.acc_delta + c.eps) / rounded(jnp.sqrt(square_avg + c.eps)) * g
+    decayed = add_weight_decay(g, p, c.weight_decay)
+    square_avg = stored(moving_square(s.square_avg, decayed, c.rho, c.weight), g, c)
+    again = add_weight_decay(g, p, c.weight_decay * c.another_one)  # for its own kernel
+    delta = stored(jnp.sqrt(s.acc_delta + c.eps) / rounded(jnp.sqrt(square_avg + c.eps)) * again, g, c)
     acc_delta = moving_square(s.acc_delta, delta, c.rho, c.weight)
     return p + c.neg_lr * delta, AdadeltaState(square_avg, acc_delta)
 
@@ -44,9 +42,18 @@ def check(o: Mapping[str, Any]) -> None:
     check_at_least_0("weight_decay value", o["weight_decay"])
 
 
-ADADELTA = Rule(init, scalars, update, check, live=("lr", "rho", "eps", "weight_decay"))
+ADADELTA = Rule(
+    "adadelta",
+    AdadeltaState,
+    scalars,
+    update,
+    check=check,
+    live=("lr", "rho", "eps", "weight_decay"),
+    torch="Adadelta",
+)
 
 
+@factory(ADADELTA)
 def adadelta(
     lr: Scalar = 1.0,
     rho: Scalar = 0.9,
@@ -89,5 +96,3 @@ def adadelta(
 
     Source: torch/optim/adadelta.py; Zeiler, ADADELTA: An Adaptive Learning Rate Method, 2012.
     """
-    options = {"lr": lr, "rho": rho, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
-    return lift(ADADELTA, options, param_groups)

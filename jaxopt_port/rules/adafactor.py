@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_port.optimizer import Optimizer, lift
+from jaxopt_port.factory import factory
+from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule
 from jaxopt_port.rules.tensor_ops import lerp, norm, rounded
@@ -92,16 +93,20 @@ def check_param(p: jax.Array) -> None:
 
 
 ADAFACTOR = Rule(
-    init,
+    "adafactor",
+    AdafactorState,
     scalars,
     update,
-    check,
+    init=init,
+    check=check,
     live=("lr", "beta2_decay", "eps", "d", "weight_decay"),
     check_param=check_param,
     float64_update=True,
+    torch="Adafactor",
 )
 
 
+@factory(ADAFACTOR)
 def adafactor(
     lr: Scalar = 1e-2,
     beta2_decay: Scalar = -0.8,
@@ -158,15 +163,3 @@ def adafactor(
     Source: torch/optim/_adafactor.py; Shazeer and Stern, Adafactor: Adaptive Learning Rates with Sublinear Memory
     Cost, 2018.
     """
-    return lift(
-        ADAFACTOR,
-        {
-            "lr": lr,
-            "beta2_decay": beta2_decay,
-            "eps": eps,
-            "d": d,
-            "weight_decay": weight_decay,
-            "maximize": maximize,
-        },
-        param_groups,
-    )

@@ -1,14 +1,14 @@
 r"""Adagrad: adaptive subgradient methods."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxopt_port.optimizer import Optimizer, lift
+from jaxopt_port.factory import factory
+from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule
 from jaxopt_port.rules.tensor_ops import add_weight_decay
@@ -19,8 +19,8 @@ class AdagradState(NamedTuple):
     sum: jax.Array
 
 
-def init(initial_accumulator_value: Scalar, p: jax.Array, o: SimpleNamespace) -> AdagradState:
-    return AdagradState(jnp.full_like(p, initial_accumulator_value))
+def init(p: jax.Array, o: SimpleNamespace) -> AdagradState:
+    return AdagradState(jnp.full_like(p, o.initial_accumulator_value))
 
 
 def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -41,9 +41,20 @@ def check(o: Mapping[str, Any]) -> None:
     check_at_least_0("epsilon value", o["eps"])
 
 
-ADAGRAD = Rule(partial(init, 0.0), scalars, update, check, live=("lr", "lr_decay", "weight_decay", "eps"))
+ADAGRAD = Rule(
+    "adagrad",
+    AdagradState,
+    scalars,
+    update,
+    init=init,
+    check=check,
+    live=("lr", "lr_decay", "weight_decay", "eps"),
+    common=("initial_accumulator_value",),
+    torch="Adagrad",
+)
 
 
+@factory(ADAGRAD)
 def adagrad(
     lr: Scalar = 1e-2,
     lr_decay: Scalar = 0.0,
@@ -90,15 +101,3 @@ def adagrad(
     Source: torch/optim/adagrad.py; Duchi et al., Adaptive Subgradient Methods for Online Learning and Stochastic
     Optimization, 2011.
     """
-    return lift(
-        ADAGRAD._replace(init=partial(init, initial_accumulator_value)),
-        {
-            "lr": lr,
-            "lr_decay": lr_decay,
-            "weight_decay": weight_decay,
-            "initial_accumulator_value": initial_accumulator_value,
-            "eps": eps,
-            "maximize": maximize,
-        },
-        param_groups,
-    )

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_port.optimizer import Optimizer, lift
+from jaxopt_port.factory import factory
+from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule
 from jaxopt_port.rules.tensor_ops import add_weight_decay, lerp, moving_square, rounded
@@ -19,10 +20,6 @@ class AdamState(NamedTuple):
     exp_avg: jax.Array
     exp_avg_sq: jax.Array
     max_exp_avg_sq: jax.Array | None  # with amsgrad
-
-
-def init(p: jax.Array, o: SimpleNamespace) -> AdamState:
-    return AdamState(jnp.zeros_like(p), jnp.zeros_like(p), jnp.zeros_like(p) if o.amsgrad else None)
 
 
 def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -61,9 +58,19 @@ def check(o: Mapping[str, Any]) -> None:
     check_at_least_0("weight_decay value", o["weight_decay"])
 
 
-ADAM = Rule(init, scalars, update, check, live=("lr", "betas", "eps", "weight_decay"))
+ADAM = Rule(
+    "adam",
+    AdamState,
+    scalars,
+    update,
+    check=check,
+    live=("lr", "betas", "eps", "weight_decay"),
+    optional={"max_exp_avg_sq": lambda o: o.amsgrad},
+    torch="Adam",
+)
 
 
+@factory(ADAM)
 def adam(
     lr: Scalar = 1e-3,
     betas: tuple[Scalar, Scalar] = (0.9, 0.999),
@@ -113,16 +120,3 @@ def adam(
     Source: torch/optim/adam.py; Kingma and Ba, Adam: A Method for Stochastic Optimization, 2015; Reddi et al., On the
     Convergence of Adam and Beyond, 2018 (amsgrad).
     """
-    return lift(
-        ADAM,
-        {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "amsgrad": amsgrad,
-            "maximize": maximize,
-            "decoupled_weight_decay": decoupled_weight_decay,
-        },
-        param_groups,
-    )

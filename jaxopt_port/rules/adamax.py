@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxopt_port.optimizer import Optimizer, lift
+from jaxopt_port.factory import factory
+from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule
 from jaxopt_port.rules.tensor_ops import add_weight_decay, lerp
@@ -17,10 +18,6 @@ from jaxopt_port.scalars import Scalar, check_at_least_0, check_betas, check_lr
 class AdamaxState(NamedTuple):
     exp_avg: jax.Array
     exp_inf: jax.Array
-
-
-def init(p: jax.Array, o: SimpleNamespace) -> AdamaxState:
-    return AdamaxState(jnp.zeros_like(p), jnp.zeros_like(p))
 
 
 def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -49,9 +46,18 @@ def check(o: Mapping[str, Any]) -> None:
     check_at_least_0("weight_decay value", o["weight_decay"])
 
 
-ADAMAX = Rule(init, scalars, update, check, live=("lr", "betas", "eps", "weight_decay"))
+ADAMAX = Rule(
+    "adamax",
+    AdamaxState,
+    scalars,
+    update,
+    check=check,
+    live=("lr", "betas", "eps", "weight_decay"),
+    torch="Adamax",
+)
 
 
+@factory(ADAMAX)
 def adamax(
     lr: Scalar = 2e-3,
     betas: tuple[Scalar, Scalar] = (0.9, 0.999),
@@ -96,5 +102,3 @@ def adamax(
 
     Source: torch/optim/adamax.py; Kingma and Ba, Adam: A Method for Stochastic Optimization, 2015, section 7.1.
     """
-    options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
-    return lift(ADAMAX, options, param_groups)

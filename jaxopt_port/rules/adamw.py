@@ -2,12 +2,16 @@ r"""AdamW: Adam with decoupled weight decay."""
 
 from collections.abc import Sequence
 
+from jaxopt_port.factory import factory
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
-from jaxopt_port.rules.adam import adam
+from jaxopt_port.rules.adam import ADAM
 from jaxopt_port.scalars import Scalar
 
+ADAMW = ADAM._replace(name="adamw", torch="AdamW")
 
+
+@factory(ADAMW, decoupled_weight_decay=True)
 def adamw(
     lr: Scalar = 1e-3,
     betas: tuple[Scalar, Scalar] = (0.9, 0.999),
@@ -53,13 +57,3 @@ def adamw(
 
     Source: torch/optim/adamw.py; Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019.
     """
-    return adam(
-        lr,
-        betas,
-        eps,
-        weight_decay,
-        amsgrad,
-        maximize=maximize,
-        decoupled_weight_decay=True,
-        param_groups=param_groups,
-    )

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_port.optimizer import Optimizer, lift
+from jaxopt_port.factory import factory
+from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule
 from jaxopt_port.rules.tensor_ops import add_weight_decay, rounded
@@ -17,10 +18,6 @@ from jaxopt_port.scalars import Scalar, check_at_least_0, check_lr, python_max
 
 class ASGDState(NamedTuple):
     ax: jax.Array
-
-
-def init(p: jax.Array, o: SimpleNamespace) -> ASGDState:
-    return ASGDState(jnp.zeros_like(p))
 
 
 def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -49,15 +46,18 @@ def check(o: Mapping[str, Any]) -> None:
 
 
 ASGD = Rule(
-    init,
+    "asgd",
+    ASGDState,
     scalars,
     update,
-    check,
+    check=check,
     live=("lr", "lambd", "alpha", "t0", "weight_decay"),
     scalar_state={"eta": np.float32(0), "mu": np.float32(1)},
+    torch="ASGD",
 )
 
 
+@factory(ASGD)
 def asgd(
     lr: Scalar = 1e-2,
     lambd: Scalar = 1e-4,
@@ -107,15 +107,3 @@ def asgd(
 
     Source: torch/optim/asgd.py; Polyak and Juditsky, Acceleration of Stochastic Approximation by Averaging, 1992.
     """
-    return lift(
-        ASGD,
-        {
-            "lr": lr,
-            "lambd": lambd,
-            "alpha": alpha,
-            "t0": t0,
-            "weight_decay": weight_decay,
-            "maximize": maximize,
-        },
-        param_groups,
-    )

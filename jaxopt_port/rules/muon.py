@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxopt_port.optimizer import Optimizer, lift
+from jaxopt_port.factory import factory
+from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule
 from jaxopt_port.rules.tensor_ops import lerp, norm, rounded
@@ -17,10 +18,6 @@ from jaxopt_port.scalars import Scalar, check_one_element, check_should_be, floa
 
 class MuonState(NamedTuple):
     momentum_buffer: jax.Array
-
-
-def init(p: jax.Array, o: SimpleNamespace) -> MuonState:
-    return MuonState(jnp.zeros_like(p))
 
 
 def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -101,16 +98,19 @@ def check_param(p: jax.Array) -> None:
 
 
 MUON = Rule(
-    init,
+    "muon",
+    MuonState,
     scalars,
     update,
-    check,
+    check=check,
     live=("lr", "weight_decay", "momentum", "ns_coefficients", "eps"),
     check_param=check_param,
     float64_update=True,
+    torch="Muon",
 )
 
 
+@factory(MUON)
 def muon(
     lr: Scalar = 1e-3,
     weight_decay: Scalar = 0.1,
@@ -187,17 +187,3 @@ def muon(
     Source: torch/optim/_muon.py; Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024; Liu et
     al., Muon is Scalable for LLM Training, 2025 ("match_rms_adamw").
     """
-    return lift(
-        MUON,
-        {
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "momentum": momentum,
-            "nesterov": nesterov,
-            "ns_coefficients": ns_coefficients,
-            "eps": eps,
-            "ns_steps": ns_steps,
-            "adjust_lr_fn": adjust_lr_fn,
-        },
-        param_groups,
-    )

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_port.optimizer import Optimizer, lift
+from jaxopt_port.factory import factory
+from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule
 from jaxopt_port.rules.tensor_ops import add_weight_decay, lerp, moving_square, rounded
@@ -18,10 +19,6 @@ from jaxopt_port.scalars import Scalar, check_at_least_0, check_betas, check_lr
 class NAdamState(NamedTuple):
     exp_avg: jax.Array
     exp_avg_sq: jax.Array
-
-
-def init(p: jax.Array, o: SimpleNamespace) -> NAdamState:
-    return NAdamState(jnp.zeros_like(p), jnp.zeros_like(p))
 
 
 def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -65,15 +62,18 @@ def check(o: Mapping[str, Any]) -> None:
 
 
 NADAM = Rule(
-    init,
+    "nadam",
+    NAdamState,
     scalars,
     update,
-    check,
+    check=check,
     live=("lr", "betas", "eps", "weight_decay", "momentum_decay"),
     scalar_state={"mu_product": np.float32(1)},
+    torch="NAdam",
 )
 
 
+@factory(NADAM)
 def nadam(
     lr: Scalar = 2e-3,
     betas: tuple[Scalar, Scalar] = (0.9, 0.999),
@@ -126,16 +126,3 @@ def nadam(
 
     Source: torch/optim/nadam.py; Dozat, Incorporating Nesterov Momentum into Adam, 2016.
     """
-    return lift(
-        NADAM,
-        {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "momentum_decay": momentum_decay,
-            "decoupled_weight_decay": decoupled_weight_decay,
-            "maximize": maximize,
-        },
-        param_groups,
-    )

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxopt_port.optimizer import Optimizer, lift
+from jaxopt_port.factory import factory
+from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule
 from jaxopt_port.rules.tensor_ops import add_weight_decay, lerp, moving_square, rounded
@@ -17,10 +18,6 @@ from jaxopt_port.scalars import Scalar, check_at_least_0, check_betas, check_lr
 class RAdamState(NamedTuple):
     exp_avg: jax.Array
     exp_avg_sq: jax.Array
-
-
-def init(p: jax.Array, o: SimpleNamespace) -> RAdamState:
-    return RAdamState(jnp.zeros_like(p), jnp.zeros_like(p))
 
 
 def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -66,9 +63,18 @@ def check(o: Mapping[str, Any]) -> None:
     check_at_least_0("weight_decay value", o["weight_decay"])
 
 
-RADAM = Rule(init, scalars, update, check, live=("lr", "betas", "eps", "weight_decay"))
+RADAM = Rule(
+    "radam",
+    RAdamState,
+    scalars,
+    update,
+    check=check,
+    live=("lr", "betas", "eps", "weight_decay"),
+    torch="RAdam",
+)
 
 
+@factory(RADAM)
 def radam(
     lr: Scalar = 1e-3,
     betas: tuple[Scalar, Scalar] = (0.9, 0.999),
@@ -120,15 +126,3 @@ def radam(
 
     Source: torch/optim/radam.py; Liu et al., On the Variance of the Adaptive Learning Rate and Beyond, 2020.
     """
-    return lift(
-        RADAM,
-        {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "decoupled_weight_decay": decoupled_weight_decay,
-            "maximize": maximize,
-        },
-        param_groups,
-    )

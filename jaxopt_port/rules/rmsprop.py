@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxopt_port.optimizer import Optimizer, lift
+from jaxopt_port.factory import factory
+from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule
-from jaxopt_port.rules.tensor_ops import add_weight_decay, lerp, moving_square, rounded
+from jaxopt_port.rules.tensor_ops import add_weight_decay, lerp, moving_square, rounded, stored
 from jaxopt_port.scalars import Scalar, check_at_least_0, check_lr, is_on
 
 
@@ -18,14 +19,6 @@ class RMSpropState(NamedTuple):
     square_avg: jax.Array
     momentum_buffer: jax.Array | None  # None without momentum
     grad_avg: jax.Array | None  # with centered
-
-
-def init(p: jax.Array, o: SimpleNamespace) -> RMSpropState:
-    return RMSpropState(
-        jnp.zeros_like(p),
-        jnp.zeros_like(p) if is_on(o.momentum) else None,
-        jnp.zeros_like(p) if o.centered else None,
-    )
 
 
 def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -42,14 +35,18 @@ def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tup
 
 
 def update(p: jax.Array, g: jax.Array, s: RMSpropState, c: SimpleNamespace) -> tuple[jax.Array, RMSpropState]:
-    g = add_weight_decay(g, p, c.weight_decay)
-    square_avg = moving_square(s.square_avg, g, c.alpha, c.weight)
-    grad_avg = None if s.grad_avg is None else lerp(s.grad_avg, g, c.weight)
-    avg = jnp.sqrt(square_avg if grad_avg is None else square_avg - grad_avg * grad_avg) + c.eps
-    new_p, buffer = p + c.neg_lr * g / avg, s.momentum_buffer
-    if buffer is not None:
-        buffer = jnp.where(c.has_momentum, rounded(buffer * c.momentum) + g / avg, buffer)
-        new_p = jnp.where(c.has_momentum, p + c.neg_lr * buffer, new_p)
+    decayed = [  # the same, once for each array's own kernel
+        add_weight_decay(g, p, c.weight_decay * one) for one in (1.0, c.one, c.another_one, c.one * c.another_one)
+    ]
+    square_avg = stored(moving_square(s.square_avg, decayed[0], c.alpha, c.weight), g, c)
+    grad_avg = None if s.grad_avg is None else stored(lerp(s.grad_avg, decayed[1], c.weight), g, c)
+    variance = square_avg if grad_avg is None else square_avg - grad_avg * grad_avg
+    if s.momentum_buffer is None:
+        return p + c.neg_lr * decayed[2] / (jnp.sqrt(variance) + c.eps), RMSpropState(square_avg, None, grad_avg)
+    moved = rounded(s.momentum_buffer * c.momentum) + decayed[2] / (jnp.sqrt(variance) + c.eps)
+    buffer = stored(jnp.where(c.has_momentum, moved, s.momentum_buffer), g, c)
+    without = c.neg_lr * decayed[3] / (jnp.sqrt(jnp.where(c.has_momentum, 1, variance)) + c.eps)
+    new_p = p + jnp.where(c.has_momentum, c.neg_lr * buffer, without)
     return new_p, RMSpropState(square_avg, buffer, grad_avg)
 
 
@@ -62,15 +59,19 @@ def check(o: Mapping[str, Any]) -> None:
 
 
 RMSPROP = Rule(
-    init,
+    "rmsprop",
+    RMSpropState,
     scalars,
     update,
-    check,
+    check=check,
     live=("lr", "alpha", "eps", "weight_decay", "momentum"),
     structural=("momentum",),
+    optional={"momentum_buffer": lambda o: is_on(o.momentum), "grad_avg": lambda o: o.centered},
+    torch="RMSprop",
 )
 
 
+@factory(RMSPROP)
 def rmsprop(
     lr: Scalar = 1e-2,
     alpha: Scalar = 0.99,
@@ -121,16 +122,3 @@ def rmsprop(
     Source: torch/optim/rmsprop.py; Hinton, Neural Networks for Machine Learning, lecture 6, 2012; Graves, Generating
     Sequences With Recurrent Neural Networks, 2013 (centered).
     """
-    return lift(
-        RMSPROP,
-        {
-            "lr": lr,
-            "alpha": alpha,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "momentum": momentum,
-            "centered": centered,
-            "maximize": maximize,
-        },
-        param_groups,
-    )

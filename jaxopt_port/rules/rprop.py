@@ -7,20 +7,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxopt_port.optimizer import Optimizer, lift
+from jaxopt_port.factory import factory
+from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule
-from jaxopt_port.rules.tensor_ops import sign
+from jaxopt_port.rules.tensor_ops import sign, stored
 from jaxopt_port.scalars import Scalar, check_lr, check_pair, is_known
 
 
 class RpropState(NamedTuple):
     prev: jax.Array
     step_size: jax.Array
-
-
-def init(p: jax.Array, o: SimpleNamespace) -> RpropState:
-    return RpropState(jnp.zeros_like(p), jnp.zeros_like(p))
 
 
 def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -38,13 +35,18 @@ def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tup
 
 
 def update(p: jax.Array, g: jax.Array, s: RpropState, c: SimpleNamespace) -> tuple[jax.Array, RpropState]:
-    turn = sign(g * s.prev)
-    factor = jnp.where(turn > 0, c.etaplus, jnp.where(turn < 0, c.etaminus, turn))
-    factor = jnp.where(factor == 0, 1, factor)
-    step_size = jnp.where(c.first, c.lr, s.step_size) * factor
-    step_size = jnp.minimum(jnp.maximum(step_size, c.step_size_min), c.step_size_max)
-    g = jnp.where(factor == c.etaminus, 0, g)
-    return p - sign(g) * step_size, RpropState(g, step_size)
+    def turned(one: jax.Array | float) -> tuple[jax.Array, jax.Array]:
+        """The factor and the gradient, which is 0 where its sign has changed: once for each array's own kernel."""
+        turn = sign(g * s.prev)
+        factor = jnp.where(turn > 0, c.etaplus, jnp.where(turn < 0, c.etaminus * one, turn))
+        factor = jnp.where(factor == 0, 1, factor)
+        return factor, jnp.where(factor == c.etaminus * one, 0, g)
+
+    step_size = jnp.where(c.first, c.lr, s.step_size) * turned(1.0)[0]
+    step_size = stored(jnp.minimum(jnp.maximum(step_size, c.step_size_min), c.step_size_max), g, c)
+    p = stored(p - sign(turned(c.one)[1]) * step_size, step_size, c)
+    prev = jnp.where(p > 0, turned(c.another_one)[1], turned(c.one * c.another_one)[1])  # after p, which reads the old
+    return p, RpropState(prev, step_size)
 
 
 def check(o: Mapping[str, Any]) -> None:
@@ -56,9 +58,18 @@ def check(o: Mapping[str, Any]) -> None:
         raise ValueError(f"Invalid eta values: {etaminus}, {etaplus}")
 
 
-RPROP = Rule(init, scalars, update, check, live=("lr", "etas", "step_sizes"))
+RPROP = Rule(
+    "rprop",
+    RpropState,
+    scalars,
+    update,
+    check=check,
+    live=("lr", "etas", "step_sizes"),
+    torch="Rprop",
+)
 
 
+@factory(RPROP)
 def rprop(
     lr: Scalar = 1e-2,
     etas: tuple[Scalar, Scalar] = (0.5, 1.2),
@@ -103,4 +114,3 @@ def rprop(
     Source: torch/optim/rprop.py; Riedmiller and Braun, A Direct Adaptive Method for Faster Backpropagation Learning:
     The RPROP Algorithm, 1993.
     """
-    return lift(RPROP, {"lr": lr, "etas": etas, "step_sizes": step_sizes, "maximize": maximize}, param_groups)

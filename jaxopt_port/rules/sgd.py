@@ -7,19 +7,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxopt_port.optimizer import Optimizer, lift
+from jaxopt_port.factory import factory
+from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule
-from jaxopt_port.rules.tensor_ops import add_weight_decay, rounded
+from jaxopt_port.rules.tensor_ops import add_weight_decay, rounded, stored
 from jaxopt_port.scalars import Scalar, check_at_least_0, check_lr, is_known, is_on
 
 
 class SGDState(NamedTuple):
     momentum_buffer: jax.Array | None  # None without momentum
-
-
-def init(p: jax.Array, o: SimpleNamespace) -> SGDState:
-    return SGDState(jnp.zeros_like(p) if is_on(o.momentum) else None)
 
 
 def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -36,12 +33,14 @@ def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tup
 
 
 def update(p: jax.Array, g: jax.Array, s: SGDState, c: SimpleNamespace) -> tuple[jax.Array, SGDState]:
-    g = add_weight_decay(g, p, c.weight_decay)
-    if s.momentum_buffer is not None:
-        moved = jnp.where(c.first, g, rounded(s.momentum_buffer * c.momentum) + c.gain * g)
-        s = SGDState(jnp.where(c.turned_on, moved, s.momentum_buffer))
-        g = jnp.where(c.turned_on, g + c.momentum * moved if c.nesterov else moved, g)
-    return p + c.neg_lr * g, s
+    decayed = add_weight_decay(g, p, c.weight_decay)
+    if s.momentum_buffer is None:
+        return p + c.neg_lr * decayed, s
+    moved = jnp.where(c.first, decayed, rounded(s.momentum_buffer * c.momentum) + c.gain * decayed)
+    buffer = stored(jnp.where(c.turned_on, moved, s.momentum_buffer), g, c)
+    again = add_weight_decay(g, p, c.weight_decay * c.another_one)  # for its own kernel
+    direction = again + c.momentum * buffer if c.nesterov else buffer
+    return p + c.neg_lr * jnp.where(c.turned_on, direction, again), SGDState(buffer)
 
 
 def check(o: Mapping[str, Any]) -> None:
@@ -54,16 +53,20 @@ def check(o: Mapping[str, Any]) -> None:
 
 
 SGD = Rule(
-    init,
+    "sgd",
+    SGDState,
     scalars,
     update,
-    check,
+    check=check,
     live=("lr", "momentum", "dampening", "weight_decay"),
     structural=("momentum",),
+    optional={"momentum_buffer": lambda o: is_on(o.momentum)},
     scalar_state={"has_buffer": False},
+    torch="SGD",
 )
 
 
+@factory(SGD)
 def sgd(
     lr: Scalar = 1e-3,
     momentum: Scalar = 0.0,
@@ -110,15 +113,3 @@ def sgd(
     Source: torch/optim/sgd.py; Sutskever et al., On the importance of initialization and momentum in deep learning,
     2013.
     """
-    return lift(
-        SGD,
-        {
-            "lr": lr,
-            "momentum": momentum,
-            "dampening": dampening,
-            "weight_decay": weight_decay,
-            "nesterov": nesterov,
-            "maximize": maximize,
-        },
-        param_groups,
-    )

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxopt_port.optimizer import Optimizer, lift
+from jaxopt_port.factory import factory
+from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule, is_sparse
 from jaxopt_port.rules.tensor_ops import rounded
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
 class SparseAdamState(NamedTuple):
     exp_avg: jax.Array
     exp_avg_sq: jax.Array
-
-
-def init(p: jax.Array, o: SimpleNamespace) -> SparseAdamState:
-    return SparseAdamState(jnp.zeros_like(p), jnp.zeros_like(p))
 
 
 def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -80,16 +77,19 @@ def check_grad(g: Any) -> None:
 
 
 SPARSE_ADAM = Rule(
-    init,
+    "sparse_adam",
+    SparseAdamState,
     scalars,
     update,
-    check,
+    check=check,
     live=("lr", "betas", "eps"),
     check_param=check_param,
     check_grad=check_grad,
+    torch="SparseAdam",
 )
 
 
+@factory(SPARSE_ADAM)
 def sparse_adam(
     lr: Scalar = 1e-3,
     betas: tuple[Scalar, Scalar] = (0.9, 0.999),
@@ -145,4 +145,3 @@ def sparse_adam(
 
     Source: torch/optim/sparse_adam.py and torch/optim/_functional.py.
     """
-    return lift(SPARSE_ADAM, {"lr": lr, "betas": betas, "eps": eps, "maximize": maximize}, param_groups)

@@ -1,5 +1,7 @@
 """torch's tensor operations that more than one rule uses, with torch's rounding."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 
@@ -19,6 +21,17 @@ def rounded(x: jax.Array) -> jax.Array:
     through barriers and `reduce_precision`.
     """
     return jnp.where(x > 0, jnp.abs(x), x)
+
+
+def stored(x: jax.Array, by: jax.Array, c: SimpleNamespace) -> jax.Array:
+    """`x` as it is, but computed once: what uses it reads it from memory, where it may have replaced the old array.
+
+    XLA repeats cheap arithmetic in every kernel that uses it. Where a slot's new value is in the slot and in the step,
+    the step's kernel would compute it again from the old slot, which then has to be kept beside the new: a copy of
+    the parameters for every such slot. A division by an array it never repeats. `by` is any array of the shape of
+    `x`; dividing by 1 changes no bit, but a subnormal becomes 0, as it does in any arithmetic of XLA's on a CPU.
+    """
+    return x / jnp.where(by > 0, c.one, c.another_one)
 
 
 def lerp(start: jax.Array, end: jax.Array, weight: jax.Array) -> jax.Array:

@@ -1,12 +1,17 @@
 """A torch run moves over whole."""
 
-from jaxopt_port.torch_interop import init as init
 from jaxopt_port.torch_interop import layout as layout
-from jaxopt_port.torch_interop.pt_file import PtFileError as PtFileError
-from jaxopt_port.torch_interop.pt_file import load as load
-from jaxopt_port.torch_interop.pt_file import save as save
-from jaxopt_port.torch_interop.rng import Generator as Generator
-from jaxopt_port.torch_interop.rng import data_loader_order as data_loader_order
+from jaxopt_port.torch_interop.files.pt_file import load as load
+from jaxopt_port.torch_interop.files.pt_file import save as save
+from jaxopt_port.torch_interop.files.pt_types import PtFileError as PtFileError
+from jaxopt_port.torch_interop.files.safetensors_file import load_safetensors as load_safetensors
+from jaxopt_port.torch_interop.files.safetensors_file import save_safetensors as save_safetensors
+from jaxopt_port.torch_interop.files.trainer_folder import TrainerCheckpoint as TrainerCheckpoint
+from jaxopt_port.torch_interop.files.trainer_folder import load_trainer as load_trainer
+from jaxopt_port.torch_interop.files.unknown import Unknown as Unknown
+from jaxopt_port.torch_interop.random import init as init
+from jaxopt_port.torch_interop.random.rng import Generator as Generator
+from jaxopt_port.torch_interop.random.rng import data_loader_order as data_loader_order
 from jaxopt_port.torch_interop.scheduler_state import load_scheduler as load_scheduler
 from jaxopt_port.torch_interop.scheduler_state import scheduler_state_dict as scheduler_state_dict
 from jaxopt_port.torch_interop.state_dict import load_optimizer as load_optimizer

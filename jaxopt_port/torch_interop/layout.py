@@ -36,7 +36,7 @@ from jaxopt_port.torch_interop.array_layout import linear as linear
 from jaxopt_port.torch_interop.array_layout import same as same
 from jaxopt_port.torch_interop.array_layout import to_heads as to_heads
 from jaxopt_port.torch_interop.array_layout import transposed_convolution as transposed_convolution
-from jaxopt_port.torch_interop.as_array import as_array
+from jaxopt_port.torch_interop.files.as_array import as_array
 from jaxopt_port.torch_interop.module_pairs import Entry as Entry
 from jaxopt_port.torch_interop.module_pairs import Module, Pairing, fits, flax_modules, shortened, torch_modules
 from jaxopt_port.torch_interop.module_pairs import Source as Source

@@ -11,7 +11,7 @@ from jaxopt_port.closure.flat import leaves_of
 from jaxopt_port.closure.lbfgs import LBFGSState
 from jaxopt_port.optimizer import OptState
 from jaxopt_port.scalars import float64
-from jaxopt_port.torch_interop.as_array import as_array
+from jaxopt_port.torch_interop.files.as_array import as_array
 from jaxopt_port.torch_interop.layout import torch_array
 from jaxopt_port.torch_interop.parameter_order import Parameter
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_port.optimizer import OptState
-from jaxopt_port.param_groups import is_box, unbox
 from jaxopt_port.scalars import float64
-from jaxopt_port.torch_interop.as_array import as_array
+from jaxopt_port.slots import as_leaves, with_leaves
+from jaxopt_port.torch_interop.files.as_array import as_array
 from jaxopt_port.torch_interop.layout import torch_array
 from jaxopt_port.torch_interop.parameter_order import Parameter
 
@@ -35,8 +35,7 @@ def fill(
     Raises:
       ValueError: a state that is another optimizer's, or of another shape than its parameter.
     """
-    treedef = jax.tree.structure(params, is_leaf=is_box)
-    slots = treedef.flatten_up_to(state.slots)
+    slots = as_leaves(state.slots, params)
     steps = [dict(group) for group in state.steps]
     for leaf, (parameter, part, one) in states.items():
         if one:
@@ -49,7 +48,7 @@ def fill(
             if values:
                 same = all(value == values[0] for value in values)
                 scalars[key] = _array(np.asarray(values[0] if same else values), first)
-    return OptState(tuple(steps), treedef.unflatten(slots), state.param_groups)
+    return OptState(tuple(steps), with_leaves(state.slots, slots, params), state.param_groups)
 
 
 def _filled(slot: Any, parameter: Parameter, part: int, state: State) -> Any:
@@ -59,8 +58,7 @@ def _filled(slot: Any, parameter: Parameter, part: int, state: State) -> Any:
         found = state.get(name)
         if old is None or (found is None and name == "momentum_buffer"):
             return old
-        leaves, treedef = jax.tree.flatten(old)
-        return treedef.unflatten([_array(_to_flax(name, parameter, part, state), leaves[0])])
+        return _array(_to_flax(name, parameter, part, state), old)
 
     return slot._replace(**{name: put(name, old) for name, old in zip(slot._fields, slot, strict=True)})
 
@@ -149,13 +147,13 @@ def saver(
       members: the group of every leaf.
       params: the parameters.
     """
-    all_slots = jax.tree.structure(params, is_leaf=is_box).flatten_up_to(state.slots)
+    all_slots = as_leaves(state.slots, params)
     steps = jax.tree.map(np.asarray, state.steps)
     seen: dict[int, int] = {}  # how many leaves of each group came before
     at = [seen.update({group: seen.get(group, -1) + 1}) or seen[group] for group in members]
 
     def save(parameter: Parameter) -> dict[str, np.ndarray | int]:
-        slots = [unbox(all_slots[leaf]) for leaf in parameter.leaves]
+        slots = [all_slots[leaf] for leaf in parameter.leaves]
         scalars = {}
         for key, values in steps[members[parameter.leaves[0]]].items():
             mine = values[[at[leaf] for leaf in parameter.leaves]] if values.ndim else values.reshape(1)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxopt_port.lr_scheduler.scheduler import Sched, Scheduler
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.scalars import float64
-from jaxopt_port.torch_interop.as_array import as_array
+from jaxopt_port.torch_interop.files.as_array import as_array
 from jaxopt_port.torch_interop.state_dict import exported_groups
 from jaxopt_port.torch_interop.torch_groups import default_options
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxopt_port import optimizers
 from jaxopt_port.optimizer import Optimizer, algorithm_of
-from jaxopt_port.torch_interop.as_array import as_array
+from jaxopt_port.torch_interop.files.as_array import as_array
 
 # What torch's optimizers have in a group beside the mathematics, by the name of our rule.
 FOREACH = {"foreach": None, "capturable": False, "differentiable": False}

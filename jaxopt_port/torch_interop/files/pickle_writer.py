@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxopt_port.torch_interop.pt_types import DTYPES, MAX_DEPTH, STORAGES, UNTYPED_STORAGE, PtFileError
+from jaxopt_port.torch_interop.files.pt_types import DTYPES, MAX_DEPTH, STORAGES, UNTYPED_STORAGE, PtFileError
 
 _STORAGE_OF = {dtype: name for name, dtype in STORAGES.items()}
 _NAME_OF = {dtype: name for name, dtype in DTYPES.items()}

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxopt_port.torch_interop.box_muller import normal32, normal64
-from jaxopt_port.torch_interop.fma import fma32, fma64
+from jaxopt_port.torch_interop.random.box_muller import normal32, normal64
+from jaxopt_port.torch_interop.random.fma import fma32, fma64
 
 DEFAULT_SEED = 67280421310721  # torch's, where nobody called manual_seed
 RANDINT_64_BITS_FROM = 1 << 28  # numbers to choose from; torch takes 64 random bits then

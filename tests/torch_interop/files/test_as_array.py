@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from jaxopt_port.torch_interop import layout
-from jaxopt_port.torch_interop.as_array import as_array
-from jaxopt_port.torch_interop.pt_types import DTYPES
+from jaxopt_port.torch_interop.files.as_array import as_array
+from jaxopt_port.torch_interop.files.pt_types import DTYPES
 
 torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxopt_port.torch_interop.pt_types import DTYPES
+from jaxopt_port.torch_interop.files.pt_types import DTYPES
 
 
 def as_array(x: Any) -> np.ndarray:

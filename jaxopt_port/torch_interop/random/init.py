@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from jaxopt_port.torch_interop.rng import Generator
+from jaxopt_port.torch_interop.random.rng import Generator
 
 Weights = dict[str, np.ndarray]
 FanMode = Literal["fan_in", "fan_out"]

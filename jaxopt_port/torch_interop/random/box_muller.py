@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from jaxopt_port.torch_interop.fma import fma32, fma64
+from jaxopt_port.torch_interop.random.fma import fma32, fma64
 
 F32 = np.float32
 BLOCK = 1 << 15  # numbers at a time, so that what lies between stays in the cache

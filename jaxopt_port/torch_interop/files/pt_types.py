@@ -1,4 +1,4 @@
-"""What a `.pt` file may hold: torch's names for element types, the limits, and the one error."""
+"""What torch's files may hold: torch's names for element types, the limits, and the one error."""
 
 import ml_dtypes
 import numpy as np
@@ -7,7 +7,7 @@ MAX_DEPTH = 100  # of containers inside containers; checkpoints have about 5
 
 
 class PtFileError(ValueError):
-    """A `.pt` file that cannot be read or written: damaged, hostile, or holding what is not plain data."""
+    """A file of torch's that cannot be read or written: damaged, hostile, or holding what is not plain data."""
 
 
 # torch writes its older element types as a class of storage, and the newer ones as untyped bytes beside a dtype.
@@ -24,6 +24,14 @@ STORAGES: dict[str, np.dtype] = {
     "torch.BoolStorage": np.dtype("?"),
     "torch.ComplexFloatStorage": np.dtype("<c8"),
     "torch.ComplexDoubleStorage": np.dtype("<c16"),
+}
+QUANTIZED_STORAGES: dict[str, np.dtype] = {  # and one that NumPy has no type for; no tensor of these is plain data
+    "torch.QInt8Storage": np.dtype("i1"),
+    "torch.QUInt8Storage": np.dtype("u1"),
+    "torch.QInt32Storage": np.dtype("<i4"),
+    "torch.QUInt4x2Storage": np.dtype("V1"),
+    "torch.QUInt2x4Storage": np.dtype("V1"),
+    "torch.ComplexHalfStorage": np.dtype("V4"),
 }
 UNTYPED_STORAGE = "torch.storage.UntypedStorage"
 UNTYPED_DTYPES: dict[str, np.dtype] = {

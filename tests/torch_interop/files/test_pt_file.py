@@ -1,6 +1,5 @@
 """`.pt` files both ways: what torch writes is read, and torch reads what is written."""
 
-import argparse
 import collections
 import io
 import struct
@@ -20,41 +19,14 @@ from jaxopt_port.torch_interop import PtFileError, load, save
 
 torch = pytest.importorskip("torch")
 
+from tests.torch_interop.files.same import assert_same  # noqa: E402
+
 TYPES = (
     *("float16", "bfloat16", "float32", "float64", "complex64", "complex128", "bool"),
     *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
 )
 OPTIMIZERS = [x for x in vars(torch.optim).values() if isinstance(x, type) and x is not torch.optim.Optimizer]
-
-
-def raw(x: Any) -> bytes:
-    return x.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def assert_same(ours: Any, theirs: Any) -> None:
-    """Values to the bit, dtypes, shapes, Python types and the order of keys."""
-    if isinstance(theirs, torch.Tensor):
-        name = str(theirs.dtype).removeprefix("torch.")
-        assert (ours.dtype.name, ours.shape) == (name, tuple(theirs.shape))
-        assert ours.tobytes() == raw(theirs)
-    elif isinstance(theirs, torch.dtype):
-        assert f"torch.{ours.name}" == str(theirs)
-    elif isinstance(theirs, torch.device):
-        assert ours == str(theirs)
-    elif isinstance(theirs, dict):
-        assert type(ours) is type(theirs)
-        assert list(ours) == list(theirs)
-        for key, value in theirs.items():
-            assert_same(ours[key], value)
-    elif isinstance(theirs, list | tuple):
-        assert type(ours) is (tuple if isinstance(theirs, torch.Size) else type(theirs))
-        assert len(ours) == len(theirs)
-        for one, other in zip(ours, theirs, strict=True):
-            assert_same(one, other)
-    else:
-        assert type(ours) is type(theirs)
-        assert ours == theirs
 
 
 def tensors() -> dict[str, Any]:
@@ -241,32 +213,6 @@ def test_numpys_numbers_and_arrays(mmap: bool, tmp_path: Path) -> None:
     assert list(ours) == list(theirs)
     save(ours, tmp_path / "b.pt")
     assert torch.load(tmp_path / "b.pt", weights_only=True)["best"] == [each.item() for each in numbers]
-
-
-@pytest.mark.parametrize(
-    ("obj", "options", "message"),
-    [
-        (torch.ones(2), {"_use_new_zipfile_serialization": False}, "format from before torch 1.6"),
-        (torch.nn.Linear(1, 2), {}, "it holds a torch.nn.modules.linear.Linear, which is not plain data"),
-        ({"best": np.str_("a")}, {}, "NumPy's type 'U1' is not one of numbers"),
-        (
-            {"epoch": 3, "args": argparse.Namespace()},
-            {},
-            r"a \S+ near 'args', which is not plain data: .*torch.save\({",
-        ),
-        ({"path": Path("x")}, {}, r"a pathlib\.PosixPath near 'path', which"),
-        (torch.eye(2).to_sparse(), {}, "torch._utils._rebuild_sparse_tensor, which is not plain data"),
-        (torch.ones(1, dtype=torch.complex64).conj(), {}, "lazily conjugated"),
-        (torch.ones(2), {"pickle_protocol": 4}, "not of protocol 2"),
-        ({(1, 2): 3}, {}, "a tuple as a dict's key"),
-        (torch.ones(2).untyped_storage(), {}, "a storage stands where a value should"),
-        (print, {}, "builtins.print, which is not plain data"),
-    ],
-)
-def test_what_torch_writes_and_is_not_read(obj: Any, options: dict[str, Any], message: str, tmp_path: Path) -> None:
-    torch.save(obj, tmp_path / "a.pt", **options)
-    with pytest.raises(PtFileError, match=f"a.pt: .*{message}"):
-        load(tmp_path / "a.pt")
 
 
 def test_a_torchscript_program_is_refused(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def check_without_avx2() -> None:
 def test_without_avx2() -> None:
     command = [sys.executable, "-c", f"from {__name__} import check_without_avx2 as f; f()"]
     environment = os.environ | {"ATEN_CPU_CAPABILITY": "default"}
-    done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[3], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -1,0 +1,75 @@
+"""factory: makes of a rule the function that a user calls, with torch's signature."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import optax
+
+from jaxopt_port.lift import lift
+from jaxopt_port.optimizer import Optimizer
+from jaxopt_port.rule import Rule
+
+F = TypeVar("F", bound=Callable[..., Optimizer])
+
+RENAMED = {
+    "learning_rate": "torch's name is lr",
+    "b1": "torch's names are betas=(b1, b2)",
+    "b2": "torch's names are betas=(b1, b2)",
+    "params": "the parameters go to init, optimizer.init(params), and groups to param_groups=[ParamGroup(...)]",
+    "mask": "leave parameters out by ParamGroup(which, weight_decay=0.0) or ParamGroup(which, frozen=True)",
+    "mu_dtype": "give init the parameters in that dtype, and the state has it",
+} | dict.fromkeys(
+    ("foreach", "fused", "capturable", "differentiable"),
+    "it says how torch computes a step and has no meaning here: leave it out",
+)
+
+
+def factory(rule: Rule, **fixed: Any) -> Callable[[F], F]:
+    """Decorator: a function with torch's signature and a docstring becomes the factory of a rule's optimizers.
+
+    Args:
+      rule: the rule, whose options are the parameters of the function, all but `param_groups`.
+      **fixed: options that are not parameters.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from typing import NamedTuple
+      >>> class Nothing(NamedTuple):
+      ...     pass
+      >>> rule = Rule("descent", Nothing, lambda step, h, s: ({"lr": h.lr}, s), lambda p, g, s, c: (p - c.lr * g, s))
+      >>> @factory(rule)
+      ... def descent(lr: float = 0.1, *, param_groups=()) -> Optimizer: ...
+      >>> optimizer = descent(lr=0.5)
+      >>> params, state = optimizer.step(jnp.ones(1), optimizer.init(jnp.ones(1)), jnp.ones(1))
+      >>> params, optimizer
+      (Array([0.5], dtype=float32), descent(lr=0.5))
+    """
+
+    def decorate(function: F) -> F:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def make(*args: Any, **kwargs: Any) -> Optimizer:
+            bound = _bind(rule.name, signature, args, kwargs)
+            options = {**bound.arguments, **fixed}
+            return lift(rule, options, options.pop("param_groups"))
+
+        return make  # pyright: ignore[reportReturnType]
+
+    return decorate
+
+
+def _bind(name: str, signature: inspect.Signature, args: Any, kwargs: Any) -> inspect.BoundArguments:
+    for given in kwargs:
+        if given not in signature.parameters and given in RENAMED:
+            raise TypeError(f"{name}() has no argument {given!r}: {RENAMED[given]}")
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{name}(): {error}. Its arguments are {', '.join(signature.parameters)}") from None
+    bound.apply_defaults()
+    if isinstance(bound.arguments.get("lr"), optax.GradientTransformation):
+        raise TypeError(f"{name}() takes a learning rate first, not an optimizer")
+    return bound

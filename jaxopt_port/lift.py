@@ -1,0 +1,304 @@
+"""The lift: makes an optimizer over trees of a rule for one array. It alone knows trees, groups, None and frozen."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_port import param_groups as groups_
+from jaxopt_port import slots as slots_
+from jaxopt_port.checks import check_fresh, check_grad, check_live, check_static, flatten_like
+from jaxopt_port.group_scalars import group_scalars
+from jaxopt_port.number import to_number
+from jaxopt_port.optimizer import Algorithm, Optimizer, OptState
+from jaxopt_port.param_groups import ParamGroup
+from jaxopt_port.rule import Rule, as_complex, as_real, compute_dtype, is_sparse, step_leaf
+from jaxopt_port.scalars import check_numbers, float64, is_known, is_on
+from jaxopt_port.sharding import abstract, is_abstract, on_devices_of
+
+Tree = Any
+
+
+def lift(rule: Rule, options: Mapping[str, Any], param_groups: Sequence[ParamGroup] = ()) -> Optimizer:
+    """Make an optimizer over pytrees of a rule for one array.
+
+    Args:
+      rule: the arithmetic.
+      options: every option of the optimizer with its value: those of the default group.
+      param_groups: the other groups; what they leave out they take from `options`.
+
+    Returns:
+      An `Optimizer`.
+
+    Raises:
+      ValueError, TypeError: options or groups that cannot be.
+    """
+    lifted = Lifted(rule, options, param_groups)
+    return Optimizer(lifted.init, lifted.update)
+
+
+@dataclass
+class Leaf:
+    """A parameter in a step. `p` and `slot` are the old, and in the end the new."""
+
+    index: int
+    group: int
+    p: Any
+    g: Any
+    slot: Any
+    moves: bool | jax.Array  # a traced bool where only the running program knows
+
+    @property
+    def dtype(self) -> Any:
+        return compute_dtype(self.p.dtype)
+
+
+class Lifted(Algorithm):
+    """A rule with its groups."""
+
+    def __init__(self, rule: Rule, options: Mapping[str, Any], param_groups: Sequence[ParamGroup], added: int = 0):
+        self.rule = rule
+        self.added = added
+        self.groups = groups_.check_groups(param_groups, added)
+        self.frozen = [False, *(group.frozen for group in self.groups)]
+        given = [dict(options), *(_merge(rule, options, group) for group in self.groups)]
+        for each in given:
+            check_static(each, rule.live)
+        self.arrays = [{k: v for k, v in each.items() if isinstance(v, jax.Array)} for each in given]
+        self.options = [_plain(each) for each in given]
+        for each in self.options:
+            check_numbers(each, rule.live)
+            rule.check(each)
+        self.live = [
+            tuple(name for name in rule.live if name not in rule.structural or is_on(each[name]))
+            for each in self.options
+        ]
+        self.static = [
+            tuple((name, _number(value)) for name, value in each.items() if name not in live)
+            for each, live in zip(self.options, self.live, strict=True)
+        ]
+        kept = [
+            {name for name in rule.slots._fields if name not in rule.optional or rule.optional[name](_namespace(each))}
+            for each, frozen in zip(self.options, self.frozen, strict=True)
+            if not frozen
+        ]
+        self.fields = [name for name in rule.slots._fields if any(name in fields for fields in kept)]
+        self.forms: dict[Any, str] = {}  # of the slots, by group, shape and dtype
+        self.has_begun = False  # whether `init` was called, see check_fresh
+
+    def __repr__(self) -> str:
+        options = [f"{name}={value!r}" for name, value in self.options[0].items()]
+        groups = [f"param_groups={list(self.groups)!r}"] if self.groups else []
+        return f"{self.rule.name}({', '.join([*options, *groups])})"
+
+    def members(self, params: Tree) -> list[int]:
+        """The group of every leaf."""
+        return groups_.assign(self.groups, params, self.added)
+
+    def frozen_leaves(self, params: Tree) -> list[bool]:
+        return [self.frozen[group] for group in self.members(params)]
+
+    def init(self, params: Tree) -> OptState:
+        self.has_begun = True
+        leaves = jax.tree.leaves(params)
+        members = self.members(params)
+        slots = [self._init_leaf(params, *each) for each in zip(range(len(leaves)), leaves, members, strict=True)]
+        steps = [{"step": np.float32(0), **self.rule.scalar_state} for _ in self.options]
+        live = [
+            {name: jax.tree.map(to_number, each[name]) for name in live}
+            for each, live in zip(self.options, self.live, strict=True)
+        ]
+        scalars = jax.tree.map(jnp.asarray, (tuple(steps), tuple(live)))
+        steps, live = abstract(scalars) if any(map(is_abstract, leaves)) else on_devices_of(leaves, scalars)
+        return OptState(steps, slots_.as_trees(self.rule.slots, slots, self.fields, params), live)
+
+    def _init_leaf(self, params: Tree, index: int, leaf: Any, group: int) -> Any:
+        if self.frozen[group]:
+            return None
+        if is_abstract(leaf):
+            slot = jax.eval_shape(partial(self._init_leaf, params, index, group=group), leaf)
+            return abstract(slot, like=leaf)
+        if is_sparse(leaf):
+            self.rule.check_param(leaf)  # torch's words, where it has some
+            raise ValueError("a parameter is a BCOO: parameters must be dense, use todense()")
+        p = jnp.asarray(leaf)
+        if not jnp.issubdtype(p.dtype, jnp.inexact):
+            raise TypeError(
+                f"parameter {groups_.leaf_paths(params)[index]!r} is {p.dtype}: only floating point and complex "
+                "parameters can be optimized. Leave it out, or put it in a ParamGroup with frozen=True."
+            )
+        try:
+            self.rule.check_param(p)
+        except (ValueError, RuntimeError) as error:
+            error.add_note(f"The parameter is {groups_.leaf_paths(params)[index]!r}.")
+            raise
+        return as_complex(p, self.rule.first(as_real(p), _namespace(self.options[group])))
+
+    def step(self, grads: Tree, state: OptState, params: Tree) -> tuple[Tree, OptState]:
+        return self.masked_step(grads, state, params, None)
+
+    def masked_step(self, grads: Tree, state: OptState, params: Tree, moves: Sequence[Any] | None) -> tuple[Tree, Any]:
+        """A step of some parameters.
+
+        Args:
+          grads: a tree like `params`.
+          state: the state.
+          params: the parameters.
+          moves: for each leaf whether it steps, a bool, traced where only the running program knows; by default
+            those step that have a gradient.
+        """
+        leaves, state = self._step(grads, state, params, moves)
+        return jax.tree.structure(params).unflatten(leaf.p for leaf in leaves), state
+
+    def update(self, updates: Tree, state: Any, params: Tree | None = None, **extra_args: Any) -> tuple[Tree, Any]:
+        """optax's view of `step`: new - old parameters, zeros for those that do not step."""
+        del extra_args
+        if params is None:
+            raise ValueError("update needs the parameters: call update(grads, state, params)")
+        leaves, state = self._step(updates, state, params)
+        old, treedef = jax.tree.flatten(params)
+        deltas = [jnp.zeros_like(p) if leaf.moves is False else leaf.p - p for p, leaf in zip(old, leaves, strict=True)]
+        return treedef.unflatten(deltas), state
+
+    def _step(
+        self, grads: Tree, state: OptState, params: Tree, moves: Sequence[Any] | None = None
+    ) -> tuple[list[Leaf], OptState]:
+        """The leaves after the step, and the new state."""
+        self._check_state(state)
+        leaves = self._leaves(grads, state, params, moves)
+        steps = list(state.steps)
+        for group, live in enumerate(state.param_groups):
+            inside = [leaf for leaf in leaves if leaf.group == group and not self.frozen[group]]
+            if any(leaf.moves is not False for leaf in inside):
+                steps[group] = self._step_group(group, live, state.steps[group], inside)
+        new = [None if leaf.moves is False else leaf.slot for leaf in leaves]
+        return leaves, OptState(tuple(steps), slots_.with_leaves(state.slots, new, params), state.param_groups)
+
+    def _leaves(self, grads: Tree, state: OptState, params: Tree, moves: Sequence[Any] | None) -> list[Leaf]:
+        """The parameters, each with what belongs to it, looked over before anything is computed."""
+        old, treedef = jax.tree.flatten(params)
+        gradients = flatten_like(treedef, grads, "the gradients")
+        members = self.members(params)
+        leaves = []
+        for index, (p, g, slot, group) in enumerate(
+            zip(old, gradients, slots_.as_leaves(state.slots, params), members, strict=True)
+        ):
+            steps = g is not None if moves is None else moves[index]
+            leaf = Leaf(index, group, p, g, slot, steps)
+            if self.frozen[group]:
+                leaf.moves = False
+            else:
+                leaf.p, leaf.g = _as_jax(p), _as_jax(g)
+                self._check_slot(params, leaf)
+                check_grad(params, index, leaf.p, leaf.g, self.rule.check_grad)
+            leaves.append(leaf)
+        return leaves
+
+    def _step_group(
+        self, group: int, live: Mapping[str, Any], state: dict[str, jax.Array], inside: list[Leaf]
+    ) -> dict[str, jax.Array]:
+        """Step the leaves of a group; its new scalar state."""
+        moves = tuple(leaf.moves for leaf in inside)
+        known = all(isinstance(each, bool) for each in moves)
+        moving = [leaf for leaf in inside if leaf.moves is not False]
+        whole = self.rule.float64_update  # such a rule rounds for itself
+        dtypes = {np.dtype(np.float64) if whole else leaf.dtype for leaf in moving}
+        c, new_state = group_scalars(
+            self.rule.scalars,
+            self.static[group],
+            live,
+            state,
+            moves if known else jnp.stack([jnp.asarray(each) for each in moves]),  # pyright: ignore[reportArgumentType]
+            tuple(sorted(dtypes, key=str)),
+        )
+        for at, leaf in enumerate(inside):
+            if leaf.moves is False:
+                continue
+            wide = leaf.p.dtype in (jnp.float64, jnp.complex128)  # so with jax_enable_x64 off, too
+            with float64() if wide else nullcontext():
+                own = c[np.dtype(np.float64) if whole else leaf.dtype]
+                own = {name: value[at] if jnp.ndim(value) else value for name, value in own.items()}
+                new = step_leaf((self.rule.update, self.static[group]), leaf.p, leaf.g, leaf.slot, own)
+                if not isinstance(leaf.moves, bool):
+                    new = jax.tree.map(partial(jnp.where, leaf.moves), new, (leaf.p, leaf.slot))
+                leaf.p, leaf.slot = new
+        return new_state
+
+    def add_param_group(self, state: OptState, params: Tree, group: ParamGroup) -> tuple["Lifted", OptState]:
+        self._check_state(state)
+        new = Lifted(self.rule, self.options[0], (*self.groups, group), self.added + 1)
+        old_members, members = self.members(params), new.members(params)
+        taken = [i for i, member in enumerate(members) if member == len(new.groups)]
+        twice = [groups_.leaf_paths(params)[i] for i in taken if not self.frozen[old_members[i]]]
+        if twice:
+            raise ValueError(f"some parameters appear in more than one parameter group: {', '.join(twice)}")
+        fresh = new.init(params)
+        added, kept = slots_.as_leaves(fresh.slots, params), slots_.as_leaves(state.slots, params)
+        chosen = [added[i] if member == len(new.groups) else kept[i] for i, member in enumerate(members)]
+        slots = slots_.as_trees(self.rule.slots, chosen, new.fields, params)
+        steps, param_groups = (*state.steps, fresh.steps[-1]), (*state.param_groups, fresh.param_groups[-1])
+        return new, OptState(steps, slots, param_groups)
+
+    def _check_state(self, state: Any) -> None:
+        if not isinstance(state, OptState):
+            raise TypeError(f"expected the OptState that init returned, got a {type(state).__name__}")
+        has, needs = [sorted(live) for live in state.param_groups], [sorted(live) for live in self.live]
+        kind = type(state.slots)
+        if kind is not self.rule.slots or has != needs:
+            raise ValueError(
+                f"the state is another optimizer's: it has {getattr(kind, '__name__', kind)} in slots, and its "
+                f"parameter groups have the live hyper-parameters {has}; this {self.rule.name} needs "
+                f"{self.rule.slots.__name__} and {needs}"
+            )
+        for group, live in enumerate(state.param_groups):
+            check_live(live, group)
+            if not self.has_begun:
+                check_fresh(self.arrays[group], live, group)
+
+    def _check_slot(self, params: Tree, leaf: Leaf) -> None:
+        """That a slot has the arrays which `init` makes for its parameter with the group's options."""
+        key = (leaf.group, jnp.shape(leaf.p), jnp.result_type(leaf.p))
+        if not jnp.issubdtype(key[2], jnp.inexact):
+            return
+        if key not in self.forms:
+            like = jax.eval_shape(partial(self._init_leaf, params, leaf.index, group=leaf.group), leaf.p)
+            self.forms[key] = slots_.form(like)
+        slots_.check_slot(params, leaf.index, slots_.form(leaf.slot), self.forms[key])
+
+
+def _merge(rule: Rule, options: Mapping[str, Any], group: ParamGroup) -> dict[str, Any]:
+    unknown = [name for name in group.options if name not in options]
+    if unknown:
+        raise ValueError(f"{group} has unknown options: {', '.join(unknown)}. Known are: {', '.join(options)}")
+    return {**options, **{name: value for name, value in group.options.items() if name not in rule.common}}
+
+
+def _namespace(options: Mapping[str, Any]) -> SimpleNamespace:
+    return SimpleNamespace(**options)
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with tuples for lists, which cannot be hashed, and NumPy's arrays for JAX's, which compare as float32."""
+
+    def plain(x: Any) -> Any:
+        if isinstance(x, list | tuple):
+            return tuple(map(plain, x))
+        return np.asarray(x) if isinstance(x, jax.Array) and is_known(x) else x
+
+    return {name: plain(value) for name, value in options.items()}
+
+
+def _number(value: Any) -> Any:
+    """A Python number for an array of one, which cannot be hashed."""
+    return value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
+
+
+def _as_jax(x: Any) -> Any:
+    """Python numbers and NumPy's arrays as JAX's, with the dtype that they have under jit."""
+    return jnp.asarray(x) if isinstance(x, int | float | complex | np.ndarray | np.generic) else x
