@@ -73,8 +73,14 @@ def make_step(training: Training) -> Step:
 
 def layer_norms(params: Params) -> Float[Array, " layers"]:
     """The Euclidean norm of each layer's parameters, by the layers' names in alphabetical order."""
-    squares = [sum((leaf**2).sum() for leaf in jax.tree.leaves(layer)) for _, layer in sorted(params.items())]
-    return jnp.sqrt(jnp.stack(squares))
+    norms = [jnp.stack([_norm(leaf) for leaf in jax.tree.leaves(layer)]) for _, layer in sorted(params.items())]
+    return jnp.stack([_norm(norm) for norm in norms])
+
+
+def _norm(x: Float[Array, "..."]) -> Float[Array, ""]:
+    """Of numbers whose squares may be too large for a float32."""
+    largest = jnp.abs(x).max()
+    return largest * jnp.sqrt(jnp.square(x / jnp.where(largest > 0, largest, 1)).sum())
 
 
 def _where_stepped(opt_state: Any, new: Any, old: Any) -> Any:

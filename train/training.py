@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxopt_port import Optimizer, OptState, clip_grad_norm, every_k, lr_scheduler, optimizers
 from jaxopt_port.closure.base import ClosureAlgorithm
 from jaxopt_port.lr_scheduler import Scheduler
+from jaxopt_port.number import to_float64
 from jaxopt_port.optimizer import Algorithm
 from jaxopt_port.scalars import float64
 from jaxopt_port.swa_utils import AveragedModel, averaged_model, get_ema_multi_avg_fn
@@ -74,7 +75,7 @@ class Training(NamedTuple):
         states = states_of(opt_state)
         groups = states[0].param_groups if len(states) == 1 else [state.param_groups[0] for state in states]
         with float64():
-            return jnp.stack([jax.tree.leaves(group["lr"])[0] for group in groups])
+            return jnp.stack([to_float64(group["lr"]) for group in groups])
 
 
 def _is_state(x: Any) -> bool:
