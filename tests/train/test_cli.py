@@ -13,7 +13,6 @@ import pytest
 from train.__main__ import main
 from train.command_line import parse
 from train.recipes import RECIPES
-from train.stopping import Stopping
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *argv: object) -> int:
@@ -160,7 +159,10 @@ def test_a_recipe_is_what_the_other_flags_change() -> None:
             "--scheduler cosine_annealing_lr --scheduler-option T_max=0",
             "--scheduler cosine_annealing_lr with T_max=0: .*ZeroDivision",
         ),
-        ("--scheduler step_lr --scheduler-option step_size=0", "--scheduler step_lr with step_size=0: Expected positive"),
+        (
+            "--scheduler step_lr --scheduler-option step_size=0",
+            "--scheduler step_lr with step_size=0: Expected positive",
+        ),
         ("--dataset ../x", "--dataset ../x: is no name of a dataset"),
         ("--dataset mnist --data-dir /nowhere", "--data-dir /nowhere: no mnist/VERSION/dataset_info.json there"),
         ("--archive x.tar.gz", "--archive .*x.tar.gz: is for --dataset cifar10 and cifar100, not digits"),
@@ -195,7 +197,9 @@ def test_a_run_is_never_overwritten(
 
 
 def test_help_is_fast_and_a_typo_gets_a_hint() -> None:
-    code = "import sys, train.command_line; sys.exit(any(name in sys.modules for name in ('jax', 'matplotlib', 'torch')))"
+    code = (
+        "import sys, train.command_line; sys.exit(any(name in sys.modules for name in ('jax', 'matplotlib', 'torch')))"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
     typo = subprocess.run([sys.executable, "-m", "train", "--bach-size", "2"], capture_output=True, text=True)
     assert typo.returncode == 2

@@ -44,6 +44,9 @@ CIFAR = {
 # What the python version calls the labels.
 PYTHON_KEYS = {"cifar10": {"label": b"labels"}, "cifar100": {"label": b"fine_labels", "coarse_label": b"coarse_labels"}}
 
+# What arrays and bytes are pickled with.
+NAMES = {("numpy", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
+
 Picture = tuple[np.ndarray, dict[str, int]]
 
 
@@ -91,7 +94,7 @@ class _Unpickler(pickle.Unpickler):
     """Arrays, and what pickle has itself: nothing in the file is run."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module.split(".")[0], name) in {("numpy", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")}:
+        if (module.split(".")[0], name) in NAMES:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"{module}.{name} has no place in it")
 

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import io
 import logging
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -186,6 +187,7 @@ def _downloaded(dataset: str, downloads: Path) -> list[Path]:
         paths: Any = manager.download(list(urls))
         return [Path(path) for path in paths]
 
+    _remove_partial(downloads / dataset)  # of a process that was killed
     try:
         files = get(force=False)
         if not all(_sha256(file) == digest for file, (_, digest) in zip(files, urls.values(), strict=True)):
@@ -197,6 +199,13 @@ def _downloaded(dataset: str, downloads: Path) -> list[Path]:
             f"--dataset {dataset}: {', '.join(urls)} cannot be had ({one_line(error)}); try again later, give a "
             f"directory that has it prepared with --data-dir DIR, or {remedy}"
         ) from error
+    finally:
+        _remove_partial(downloads / dataset)
+
+
+def _remove_partial(folder: Path) -> None:
+    for left in folder.rglob("*.tmp.*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _sha256(file: Path) -> str:
