@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -59,18 +59,33 @@ def differences(whole: Path, killed: Path) -> list[str]:
     return found + ([] if (whole / "steps.csv").read_bytes() == (killed / "steps.csv").read_bytes() else ["steps.csv"])
 
 
-def killed(flags: list[str], run: Path, seconds: float | None) -> tuple[bool, str]:
-    """Start a run, or go on with it, and kill it after so long. Returns whether it came to its end, and what it did."""
+class Moment(NamedTuple):
+    """When a process is killed: so long after its start, or after its first checkpoint."""
+
+    seconds: float
+    trains: bool
+
+
+def killed(flags: list[str], run: Path, moment: Moment | None) -> tuple[bool, str]:
+    """Start a run, or go on with it, and kill it. Returns whether it came to its end, and where it goes on from."""
     begun = (run / "config.json").exists()
     argv = ["--resume", str(run), "--quiet"] if begun else [*flags, "--run-dir", str(run)]
+    before = newest(run)
     process = subprocess.Popen(command(*argv), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while moment is not None and moment.trains and newest(run) == before and process.poll() is None:
+        time.sleep(0.005)
     try:
-        _, errors = process.communicate(timeout=seconds)
+        _, errors = process.communicate(timeout=None if moment is None else moment.seconds)
         return True, "ended" if process.returncode == 0 else f"failed: {errors[-300:]}"
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
-        return False, max((path.name for path in run.glob("checkpoints/*") if path.name.isdecimal()), default="start")
+        return False, newest(run)
+
+
+def newest(run: Path) -> str:
+    """The last checkpoint that is on the disk."""
+    return max((path.name for path in run.glob("checkpoints/*") if path.name.isdecimal()), default="start")
 
 
 def check(name: str, kills: int, folder: Path, draw: random.Random) -> list[str]:
@@ -83,12 +98,17 @@ def check(name: str, kills: int, folder: Path, draw: random.Random) -> list[str]
         number += 1
         run, ended, told = folder / str(number), False, []
         while not ended:
-            ended, what = killed(flags, run, draw.uniform(0.1, seconds) if done < kills else None)
+            moment = (
+                Moment(draw.uniform(0, seconds / 8), True)
+                if draw.random() < 0.7
+                else Moment(draw.uniform(0, seconds), False)
+            )
+            ended, what = killed(flags, run, moment if done < kills else None)
             done += not ended
             told.append(what)
         found = [what for what in told if what.startswith("failed")] or differences(whole, run)
         bad += found
-        print(f"{name}: killed with {', '.join(told[:-1]) or 'nothing'} on the disk, then {told[-1]}; ", end="")
+        print(f"{name}: killed at {', '.join(told[:-1]) or 'no step'}, then {told[-1]}; ", end="")
         print(f"differs: {', '.join(found)}" if found else "equal in every bit", flush=True)
     return bad
 
