@@ -62,9 +62,8 @@ def damage(folder: Path, draw: random.Random) -> str:
 def outcome(run: Path, good: dict[str, list[np.ndarray]], newest: str) -> str:
     """What `--resume` would go on from: `the one before`, `an error`, or what must not be."""
     config = parse(["--resume", str(run)])
-    folder = run_folder.reopen(run)
     errors = io.StringIO()
-    with contextlib.redirect_stderr(errors):
+    with run_folder.reopen(run) as folder, contextlib.redirect_stderr(errors):
         found = Checkpoints(config, folder).restore(start(config, make_training(config), 10))
     if found is None:
         return "an error"
@@ -90,7 +89,8 @@ def checkpoints(draw: random.Random, number: int, folder: Path) -> list[str]:
         shutil.copytree(run, copy)
         for name in names[at + 1 :]:
             shutil.rmtree(copy / "checkpoints" / name)
-        found = Checkpoints(config, run_folder.reopen(copy)).restore(like)
+        with run_folder.reopen(copy) as opened:
+            found = Checkpoints(config, opened).restore(like)
         assert found is not None
         good[names[at]] = [np.array(leaf) for leaf in jax.tree.leaves(found[0].state)]
         shutil.rmtree(copy)

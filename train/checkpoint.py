@@ -38,12 +38,22 @@ class Checkpoints:
         self.config, self.folder = config, folder
         self.path = folder.path / "checkpoints"
         self.failed = False  # the last one that was asked for
-        self.damaged = False  # whether one was set aside
         self._thread = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
         self._last, self._at = time.monotonic(), -1
         for left in self.path.glob(f"*{WRITING}"):  # of a process that was killed
             shutil.rmtree(left, ignore_errors=True)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._thread.shutdown()
+
+    @property
+    def damaged(self) -> bool:
+        """Whether one was set aside."""
+        return any(self.path.glob("damaged-*"))
 
     def due(self, moment: Moment) -> bool:
         """Whether it is time for one."""
@@ -107,7 +117,7 @@ class Checkpoints:
                 self._at = moment.step
                 return moment, marks
             except Exception as error:  # Orbax raises many kinds
-                aside, self.damaged = set_aside(path), True
+                aside = set_aside(path)
                 output.complain(
                     f"checkpoint {path}: {one_line(error)}; set aside as {aside.name}, the one before is used"
                 )

@@ -40,8 +40,55 @@ def run(config: Config, stopping: Stopping) -> int:
     checks.check_training(config, training)
     examples = data.read(config)
     export = TorchExport(config, training, examples.classes)
-    folder, checkpoints, moment, epochs = _begin(config, training, examples)
+    if config.resume is None:
+        moment = _first(config, training, examples)
+        checks.check_run(config, training, len(examples.train.labels), moment)
+        with run_folder.create(config, examples.digest) as folder, Checkpoints(config, folder) as checkpoints:
+            return _train(config, training, examples, export, stopping, folder, checkpoints, moment, [])
+    with run_folder.reopen(config.resume) as folder, Checkpoints(config, folder) as checkpoints:
+        moment, epochs = _go_on(config, training, examples, folder, checkpoints)
+        return _train(config, training, examples, export, stopping, folder, checkpoints, moment, epochs)
 
+
+def _first(config: Config, training: Training, examples: Data) -> Moment:
+    """Where a run starts."""
+    if config.resume_torch is not None:
+        return load(config, training, len(examples.train.labels), examples.classes)
+    return Moment(start(config, training, examples.classes))
+
+
+def _go_on(
+    config: Config, training: Training, examples: Data, folder: RunFolder, checkpoints: Checkpoints
+) -> tuple[Moment, list[Epoch]]:
+    """Where a run goes on, and the epochs that it has had."""
+    path, was, now = folder.path, folder.settings.needs, run_folder.needs(examples.digest)
+    if was["data"] != now["data"]:
+        raise UsageError(f"--resume {path}: the run began with other pictures than {config.dataset} has now")
+    for difference in run_folder.differences(was, now):
+        output.complain(f"--resume {path}: {difference}; its last bits may be others from here on")
+    found = checkpoints.restore(start(config, training, examples.classes))
+    if found is not None:
+        moment, marks = found
+        print(f"goes on after step {moment.step:,}")
+        return moment, folder.rewind(marks)
+    if checkpoints.damaged:
+        raise UsageError(f"--resume {path}: no checkpoint is whole; start another run")
+    print("it has no checkpoint yet, and starts from the beginning")
+    return _first(config, training, examples), folder.rewind(dict.fromkeys(run_folder.FILES, (0, "")))
+
+
+def _train(
+    config: Config,
+    training: Training,
+    examples: Data,
+    export: TorchExport,
+    stopping: Stopping,
+    folder: RunFolder,
+    checkpoints: Checkpoints,
+    moment: Moment,
+    epochs: list[Epoch],
+) -> int:
+    """From a moment to the end of the run, or to where it is stopped."""
     console = Console(highlight=False, soft_wrap=True)
     console.print(header(config))
     for epoch in epochs:
@@ -82,45 +129,6 @@ def run(config: Config, stopping: Stopping) -> int:
     console.print(f"the run is in {folder.path}{os.sep}")
     written = drawn and exported and folder.whole and not checkpoints.failed
     return status or (DONE if written else NOT_ALL_WRITTEN)
-
-
-def _begin(config: Config, training: Training, examples: Data) -> tuple[RunFolder, Checkpoints, Moment, list[Epoch]]:
-    """The run's folder and where it starts, or goes on, with the epochs that it has had."""
-    count, classes = len(examples.train.labels), examples.classes
-    if config.resume is not None:
-        return _go_on(config, training, examples, config.resume)
-    if config.resume_torch is not None:
-        moment = load(config, training, count, classes)
-    else:
-        moment = Moment(start(config, training, classes))
-    checks.check_run(config, training, count, moment)
-    folder = run_folder.create(config, examples.digest)
-    return folder, Checkpoints(config, folder), moment, []
-
-
-def _go_on(
-    config: Config, training: Training, examples: Data, path: Path
-) -> tuple[RunFolder, Checkpoints, Moment, list[Epoch]]:
-    folder = run_folder.reopen(path)
-    was, now = folder.settings.needs, run_folder.needs(examples.digest)
-    if was["data"] != now["data"]:
-        raise UsageError(f"--resume {path}: the run began with other pictures than {config.dataset} has now")
-    for difference in run_folder.differences(was, now):
-        output.complain(f"--resume {path}: {difference}; its last bits may be others from here on")
-    checkpoints = Checkpoints(config, folder)
-    found = checkpoints.restore(start(config, training, examples.classes))
-    if found is not None:
-        moment, marks = found
-        print(f"goes on after step {moment.step:,}")
-        return folder, checkpoints, moment, folder.rewind(marks)
-    if checkpoints.damaged:
-        raise UsageError(f"--resume {path}: no checkpoint is whole; start another run")
-    print("it has no checkpoint yet, and starts from the beginning")
-    if config.resume_torch is not None:
-        moment = load(config, training, len(examples.train.labels), examples.classes)
-    else:
-        moment = Moment(start(config, training, examples.classes))
-    return folder, checkpoints, moment, folder.rewind(dict.fromkeys(run_folder.FILES, (0, "")))
 
 
 def _export(export: TorchExport, moment: Moment) -> bool:

@@ -43,6 +43,13 @@ class RunFolder:
         self.path, self.settings, self._lock = path, settings, lock
         self._files = {name: _Appended(path / name) for name in FILES}
 
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Others may have it."""
+        self._lock.close()
+
     def add(self, epoch: Epoch) -> None:
         """Record an epoch."""
         self._append("metrics.jsonl", json.dumps(record(epoch)) + "\n")

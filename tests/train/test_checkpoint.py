@@ -196,10 +196,9 @@ def test_settings_that_contradict_are_refused(copy: Path, capsys: pytest.Capture
 
 
 def test_a_run_is_one_processs(copy: Path) -> None:
-    lock = run_folder.reopen(copy)
-    with pytest.raises(UsageError, match="still going on in another process"):
+    with run_folder.reopen(copy), pytest.raises(UsageError, match="still going on in another process"):
         run_folder.reopen(copy)
-    del lock
+    run_folder.reopen(copy)
     with pytest.raises(UsageError, match="has a run in it"):
         run_folder.create(Config(run_dir=copy), "")
 
