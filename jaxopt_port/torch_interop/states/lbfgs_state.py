@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_port.closure.flat import leaves_of
+from jaxopt_port.closure.flat import flatten, leaves_of, unflatten, wide_enough
 from jaxopt_port.closure.lbfgs import LBFGSState
 from jaxopt_port.optimizer import OptState
 from jaxopt_port.scalars import float64
@@ -64,8 +64,10 @@ def load(state: OptState, state_dict: Mapping[str, Any], known: Sequence[Paramet
             old[:stored] = [as_array(x) if key == "ro" else vector(x) for x in found[key]]
             new[key] = old
     with float64():
-        arrays = {key: jnp.array(x, getattr(slots, key).dtype) for key, x in new.items()}
+        arrays = {key: jnp.array(x, slots.prev_flat_grad.dtype) for key, x in new.items()}
         counts = {key: jnp.array(int(found.get(key, 0)), jnp.int32) for key in COUNTERS}
+        if "d" in arrays:  # a tree like the parameters
+            arrays["d"] = jax.tree.structure(params).unflatten(unflatten(arrays["d"], leaves_of(params)))
         slots = slots._replace(**arrays, stored=jnp.array(stored, jnp.int32))
     return OptState((counts,), slots, state.param_groups)
 
@@ -77,7 +79,9 @@ def save(state: OptState, known: Sequence[Parameter], params: Any) -> dict[int, 
         return {}
     if not counts["n_iter"]:
         return {0: counts}
-    s: LBFGSState = jax.tree.map(np.asarray, state.slots)
+    with wide_enough(params):
+        s: LBFGSState = state.slots._replace(d=flatten(jax.tree.leaves(state.slots.d), leaves_of(params)))
+        s = jax.tree.map(np.asarray, s)
     rows = [(int(s.oldest) + i) % len(s.ro) for i in range(int(s.stored))]
 
     def vector(x: Any) -> np.ndarray:

@@ -22,7 +22,6 @@ from jaxopt_port.torch_interop.states.torch_groups import (
     keys_of_users,
     matrix_options,
     options_of,
-    plain_option,
     rule_name,
 )
 
@@ -47,7 +46,7 @@ def load_optimizer(
     that it holds: torch then computes with rates in its dtype, float32, and is off from its own floats by an ulp.
 
     Unlike torch, shapes are checked, and float32 scalars (NAdam's, ASGD's) stay float32 beside float64 parameters.
-    Muon's default step depends on which axis of a matrix is the first: see `muon` for kernels that are transposed.
+    Muon, whose step depends on which axes are a matrix's rows, gets them from the mapping.
 
     Args:
       factory: `optim.adamw` and so on, the optimizer that wrote it. The state dict does not say which. One of another
@@ -180,7 +179,7 @@ def optimizer_state_dict(
         inside, listed = _inside(lifted, params, known, group)
         start = sum(len(each["params"]) for each in param_groups)
         ids = list(range(start, start + len(inside)))
-        scheduled = {} if sched is None else {k: plain_option(v) for k, v in sched["param_groups"][group].items()}
+        scheduled = {} if sched is None else {k: float(v) for k, v in sched["param_groups"][group].items()}
         options = {**exported_options(optimizer, group), **live[group], **HINTS.get(name, {}), **scheduled}
         names = [parameter.name for parameter in inside]
         param_groups.append({**options, "params": ids, "param_names": names})

@@ -40,7 +40,8 @@ def load_grad_scaler(state_dict: Mapping[str, Any]) -> tuple[GradScaler, GradSca
     """
     if not state_dict:
         raise RuntimeError(
-            "The source state dict is empty, possibly because it was saved from a disabled instance of GradScaler."
+            "The source state dict is empty, possibly because it was saved from a disabled instance of GradScaler. "
+            "Such a one has no state to load: go on with GradScaler(enabled=False) and its init()"
         )
     missing = [key for key in SCALER if key not in state_dict]
     if missing:
