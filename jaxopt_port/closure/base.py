@@ -109,8 +109,8 @@ class ClosureAlgorithm(Algorithm):
     """An algorithm that evaluates the loss several times a step, on all parameters as one vector.
 
     Its `OptState` has the counters `func_evals` and `n_iter` in `steps[0]`, the algorithm's own NamedTuple of flat
-    arrays in `slots` and the live hyper-parameters in `param_groups[0]`. Two with the same static options are equal,
-    so that they share what is compiled.
+    arrays in `slots`, but for the direction `d`, which is a tree like the parameters, and the live hyper-parameters in
+    `param_groups[0]`. Two with the same static options are equal, so that they share what is compiled.
     """
 
     name: str  # of the factory, for messages
@@ -193,7 +193,10 @@ class ClosureAlgorithm(Algorithm):
             return _step_closure(self, program, has_aux, operands, state, params)
 
     def update(self, updates: Tree, state: Any, params: Tree | None = None, **extra_args: Any) -> tuple[Tree, Any]:
-        """optax's view of the same, as `optax.lbfgs` has it.
+        """optax's view of the same, with the extra arguments of `optax.lbfgs`.
+
+        Get them from `jax.value_and_grad(value_fn)`: `optax.value_and_grad_from_state` finds nothing in this state.
+        As torch's, a step begins with an evaluation of its own, since the batch may be another one.
 
         Args:
           updates: the gradient.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxopt_port import EveryKState, get_hyper, optimizers, torch_interop
+from jaxopt_port import EveryKState, OptState, get_hyper, optimizers, torch_interop
 from jaxopt_port.compare.trace import Arrays, Step, Trace
 from jaxopt_port.hyper import find_state, replace_state
 from jaxopt_port.param_groups import leaf_paths
@@ -100,17 +100,19 @@ class Port:
 
     def __init__(self, trace: Trace, loss_fn: Callable[..., Any], params: Tree, optimizer: Any, mapping: Any):
         self.trace, self.loss_fn, self.like = trace, loss_fn, params
-        self.optimizer = optimizer = Several(optimizer) if isinstance(optimizer, list) else optimizer
+        self.optimizer: Any = Several(optimizer) if isinstance(optimizer, list) else optimizer
+        optimizer = self.optimizer
         self.untied: dict[str, str] = {}
         self.mapping = mapping or self._infer()
         self.trainable, self.rest = split(params)
-        names = [entry.source.name for entry in self.mapping.entries]
-        self.names = [n for n in dict.fromkeys(names) if not n.endswith(layout.STATISTICS)]
+        names = [str(entry.source.name) for entry in self.mapping.entries]
+        self.names: list[str] = [n for n in dict.fromkeys(names) if not n.endswith(layout.STATISTICS)]
         self.statistics = [n for n in dict.fromkeys(names) if n.endswith(layout.STATISTICS)]
         self.step = step_of(optimizer)
         self.closures = any(each["kind"] == "LBFGS" for each in trace.optimizers)
         state = optimizer.init(jax.tree.map(jnp.asarray, self.trainable)) if _has_values(self.trainable) else None
         self.sums = _finds(state, EveryKState)
+        self.ours = _finds(state, OptState)  # which round as torch's do
         self.means = _finds(state, optax.MultiStepsState)
         self._grad = jax.jit(jax.value_and_grad(self.loss, has_aux=True))
 
@@ -200,7 +202,7 @@ class Port:
         one = self.trace.optimizers[number]
         factory = optimizers[{"SparseAdam": "sparse_adam"}.get(one["kind"], one["kind"].lower())]
         names = [name for group in one["groups"] for name in group["names"]]
-        ids = {name: i for i, name in enumerate(names)}
+        ids: dict[Any, int] = {name: i for i, name in enumerate(names)}
         groups = [
             {
                 **options,
@@ -285,7 +287,8 @@ def split(params: Tree) -> tuple[Tree, Tree]:
     if _is_nnx(params):
         from flax import nnx
 
-        trained, rest = params.split(nnx.Param, ...)
+        state: Any = params
+        trained, rest = state.split(nnx.Param, ...)
         return trained, rest
     return params, None
 

@@ -21,7 +21,14 @@ from benchmarks import planted_faults  # noqa: E402
 from tests.compare import ports, torch_side  # noqa: E402
 
 STEPS = 3
-SAMPLE = ("tanh GELU, nnx", "transposed square weight", "missing bias", "clip norm", "AMSGrad", "embedding's gradient cut")
+SAMPLE = (
+    "tanh GELU, nnx",
+    "transposed square weight",
+    "missing bias",
+    "clip norm",
+    "AMSGrad",
+    "embedding's gradient cut",
+)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +103,7 @@ def followed(path: Path, optimizer: Any, dropped: float = 0.0, **more: Any) -> c
     shapes = jax.eval_shape(lambda: Net(dropped).init(jax.random.key(0), jnp.zeros((1, 5))))["params"]
 
     def loss_fn(params: Any, batch: dict[str, Any]) -> jax.Array:
-        logits = Net(dropped).apply({"params": params}, batch["x"])
+        logits: Any = Net(dropped).apply({"params": params}, batch["x"])
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean()
 
     trace = compare.read(path)
@@ -152,7 +159,8 @@ def test_a_loss_that_parts_after_the_full_step_is_found(tmp_path: Path) -> None:
     second = compare.read(tmp_path / "run").steps[1].batches()[0]["x"]
 
     def loss_fn(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-        losses = optax.softmax_cross_entropy_with_integer_labels(Net().apply({"params": params}, x), y)
+        logits: Any = Net().apply({"params": params}, x)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
         return losses.mean() * jnp.where((x == second).all(), 1.05, 1.0)
 
     shapes = jax.eval_shape(lambda: Net().init(jax.random.key(0), jnp.zeros((1, 5))))["params"]
