@@ -25,19 +25,21 @@ DENSE = {name: factory for name, factory in optim.optimizers.items() if name not
 
 def compile_train_step(sharding: NamedSharding) -> str:
     """The HLO of a step of `python -m train`."""
-    from train.config import parse
-    from train.model import init_params
-    from train.step import init, make_step
+    from train.command_line import parse
+    from train.start import start
+    from train.step import make_step
     from train.training import make_training
 
-    training = make_training(parse([]))
+    config = parse([])
+    training = make_training(config)
 
     def placed(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     with jax.enable_x64(True):  # without it the abstract state would lose its float64
-        state = jax.eval_shape(lambda key: init(training, init_params(key)), jax.random.key(0))
-        batch = jax.ShapeDtypeStruct((64, 32, 32, 3), jnp.uint8), jax.ShapeDtypeStruct((64,), jnp.int32)
+        state = jax.eval_shape(lambda: start(config, training, 10))
+        shapes = ((64, 32, 32, 3), jnp.uint8), ((64,), jnp.int32), ((), jnp.int32)
+        batch = tuple(jax.ShapeDtypeStruct(*shape) for shape in shapes)
         step: Any = make_step(training)
         return step.trace(*jax.tree.map(placed, (state, *batch))).lower().compile().as_text() or ""
 

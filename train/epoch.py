@@ -1,6 +1,6 @@
-"""What an epoch of a run came to."""
+"""What the steps of an epoch came to."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -18,11 +18,17 @@ class Epoch(NamedTuple):
     lr: Float[np.ndarray, "steps groups"]  # of each parameter group in each step
     test: tuple[float, float] | None = None  # loss and accuracy on the test split
     ema_test: tuple[float, float] | None = None  # those of the average of weights
+    norms: dict[str, float] | None = None  # of each layer's parameters before the last step
 
     @property
     def running_loss(self) -> float:
         """The sum of the steps' losses, as the tutorial prints it."""
         return float(self.losses.sum())
+
+    @property
+    def loss(self) -> float:
+        """The mean of the steps' losses."""
+        return self.running_loss / len(self.losses)
 
     @property
     def accuracy(self) -> float:
@@ -36,3 +42,59 @@ class Epoch(NamedTuple):
     @property
     def finite(self) -> bool:
         return bool(np.isfinite(self.losses).all())
+
+
+class Columns(NamedTuple):
+    """What the steps of an epoch said, one after the other; `train.step.Record` of them all."""
+
+    losses: Float[np.ndarray, " steps"]
+    correct: Int[np.ndarray, " steps"]
+    lr: Float[np.ndarray, "steps groups"]
+    norms: Float[np.ndarray, "steps layers"]
+
+
+class Steps:
+    """The steps of the epoch under way. They are read one behind, so that reading keeps nobody waiting.
+
+    Args:
+      columns: of the steps before, where a run goes on.
+    """
+
+    def __init__(self, columns: Columns | None = None):
+        self._read = [] if columns is None else [columns]
+        self._waiting: Any = None
+        self.finite = columns is None or bool(np.isfinite(columns.losses).all())
+
+    def __len__(self) -> int:
+        """How many were read."""
+        return sum(len(columns.losses) for columns in self._read)
+
+    def add(self, record: Any) -> int:
+        """Take what a step, or some in a row, said, and read what was taken before. Returns how many steps that were.
+
+        From the first loss on that is not finite nothing is read.
+        """
+        steps = self.read()
+        self._waiting = record
+        return steps
+
+    def read(self) -> int:
+        """Read what was taken last, and wait for it. Returns how many steps that were."""
+        record, self._waiting = self._waiting, None
+        if record is None or not self.finite:
+            return 0
+        losses = np.atleast_1d(np.asarray(record.loss, np.float64))
+        finite = np.isfinite(losses)
+        self.finite = bool(finite.all())
+        steps = len(losses) if self.finite else int(finite.argmin()) + 1
+        lr, norms = np.atleast_2d(record.lr), np.atleast_2d(record.norms)
+        columns = losses, np.atleast_1d(np.asarray(record.correct)), lr, norms
+        self._read.append(Columns(*(column[:steps] for column in columns)))
+        return steps
+
+    def columns(self) -> Columns | None:
+        """All that was read; None where nothing was."""
+        if not self._read:
+            return None
+        self._read = [Columns(*map(np.concatenate, zip(*self._read, strict=True)))]
+        return self._read[0]

@@ -1,162 +1,198 @@
-"""The epochs of a run: dispatches steps, and reads their metrics one dispatch behind."""
+"""The epochs of a run: a generator that takes the steps, and goes on from where it is left."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Int
 
 from train.config import Config
-from train.data import Examples
-from train.epoch import Epoch
+from train.data import Data, Examples
+from train.epoch import Epoch, Steps
 from train.model import Params
-from train.start import Order, epoch_order
-from train.step import Metrics, Rates, State, Step, evaluate, make_step
+from train.start import epoch_order
+from train.step import Record, State, evaluate, make_step
 from train.training import Training
 
 SCAN_STEPS = 100
 EVALUATION_BATCH = 500
 
-T = TypeVar("T")
 Chunk = Int[np.ndarray, "steps batch"]  # the examples of consecutive steps
-Advance = Callable[[State, Chunk], tuple[State, Metrics, Rates]]
+Advance = Callable[[State, Chunk, int], tuple[State, Record]]
 
 
-def fit(
-    config: Config,
-    training: Training,
-    state: State,
-    examples: Examples,
-    test: Examples | None = None,
-    on_steps: Callable[[int], None] = lambda steps: None,
-    scan: bool | None = None,
-    around: Callable[[Advance], Advance] = lambda advance: advance,
-) -> Iterator[tuple[Epoch, State]]:
-    """Train, yielding each epoch and the state after it; stops after the first whose loss is not finite.
+@dataclass
+class Moment:
+    """Where a run is, between two steps: all that it needs to go on from there.
+
+    Args:
+      state: what the steps change. It is donated once the next step is asked for.
+      number: the epoch under way, from 1.
+      step: steps of the run so far.
+      steps: those of the epoch under way.
+      seconds: that they took.
+      ended: the epoch that has just ended, if one has; `number` is the next one's then.
+    """
+
+    state: State
+    number: int = 1
+    step: int = 0
+    steps: Steps = field(default_factory=Steps)
+    seconds: float = 0.0
+    ended: Epoch | None = None
+
+
+def fit(config: Config, training: Training, moment: Moment, data: Data) -> Iterator[Moment]:
+    """Train, yielding where the run is: the same moment again and again, after each step or some, and each epoch.
+
+    The last step of an epoch and what is due after it are one. It ends after the first epoch whose loss is not finite.
 
     Args:
       config: says how long, how large the batches and in which order.
       training: changes the parameters.
-      state: where to start from. It is donated, as is every state that is yielded once the next epoch is asked for.
-      examples: what to train on.
-      test: what to evaluate on after each epoch.
-      on_steps: called with the number of steps whose metrics were just read.
-      scan: whether to run chunks of steps inside `lax.scan`, by default everywhere but on a CPU, where XLA runs
-        convolutions inside a loop on one thread, up to 60 times slower.
-      around: wraps the function that takes the steps, to watch them.
+      moment: where to start from.
+      data: what to train on, and what to evaluate on after each epoch, if anything.
     """
-    scan = jax.default_backend() != "cpu" if scan is None else scan
-    advance = around((_advance_by_scan if scan else _advance_by_one)(make_step(training), examples))
-    step = 0
-    for number in range(config.start_epoch, config.epochs + 1):
-        order = epoch_order(config, number, len(examples.labels))
-        if config.steps is not None:
-            order = order[: (config.steps - step) * config.batch_size]
-        start = time.perf_counter()
-        chunks = _chunks(order, config.batch_size, SCAN_STEPS if scan else 1)
-        state, losses, correct, rates = _run_epoch(advance, state, chunks, on_steps)
-        seconds = time.perf_counter() - start
-        step += len(losses)
-        epoch = Epoch(
-            number,
-            step,
-            losses,
-            correct,
-            examples=np.minimum(config.batch_size, len(order) - config.batch_size * np.arange(len(losses))),
-            seconds=seconds,
-            lr=rates,
-            test=None if test is None else evaluate_all(state.params, test),
-            ema_test=None if test is None or state.averaged is None else evaluate_all(state.averaged.params, test),
-        )
-        if epoch.finite and len(order) == len(examples.labels):
-            state = _end_epoch(training, state, epoch)
-        yield epoch, state
-        if not epoch.finite or step == config.steps:
-            return
-
-
-def _end_epoch(training: Training, state: State, epoch: Epoch) -> State:
-    """The scheduler's step after an epoch. A plateau is one of the loss on the test split, or where there is none of
-    the mean loss of the epoch."""
-    if training.scheduler is None or training.every_step:
-        return state
-    loss = epoch.running_loss / len(epoch.losses) if epoch.test is None else epoch.test[0]
-    metric = loss if training.needs_metric else None
-    sched, opt_state = training.scheduler.step(state.sched, state.opt_state, metric)
-    return state._replace(sched=sched, opt_state=opt_state)
-
-
-def _run_epoch(
-    advance: Advance, state: State, chunks: Iterator[Chunk], on_steps: Callable[[int], None]
-) -> tuple[State, np.ndarray, np.ndarray, np.ndarray]:
-    def dispatch() -> Iterator[tuple[Metrics, Rates]]:
-        nonlocal state
+    scan = scans()
+    advance = (_by_scan if scan else _by_one)(training, data.train)
+    while not is_over(config, moment):
+        order, before = orders(config, moment, data)
+        begun = time.perf_counter() - moment.seconds
+        chunks = batches(order, config, moment.step - before, before, SCAN_STEPS if scan else 1)
         for chunk in chunks:
-            state, metrics, rates = advance(state, chunk)
-            yield metrics, rates
-
-    losses, correct, lr = [], [], []
-    for metrics, rates in _one_behind(dispatch()):
-        loss = np.atleast_1d(np.asarray(metrics.loss, np.float64))
-        finite = np.isfinite(loss)
-        steps = len(loss) if finite.all() else int(finite.argmin()) + 1
-        losses.append(loss[:steps])
-        correct.append(np.atleast_1d(metrics.correct)[:steps])
-        lr.append(np.atleast_2d(rates)[:steps])
-        on_steps(steps)
-        if not finite.all():
-            break
-    return state, np.concatenate(losses), np.concatenate(correct), np.concatenate(lr)
+            moment.ended = None
+            moment.state, record = advance(moment.state, chunk, moment.step)
+            moment.step += len(chunk)
+            moment.steps.add(record)
+            moment.seconds = time.perf_counter() - begun
+            if not moment.steps.finite:
+                break
+            if (moment.step - before) * config.batch_size < len(order):
+                yield moment
+        moment.steps.read()
+        moment.seconds = time.perf_counter() - begun
+        end_epoch(config, training, moment, data, order)
+        yield moment
 
 
-def _one_behind(read: Iterator[T]) -> Iterator[T]:
-    """Each item, when the one after it has been dispatched, so that reading it keeps nobody waiting."""
-    previous = next(read)
-    for dispatched in read:
-        yield previous
-        previous = dispatched
-    yield previous
+def scans() -> bool:
+    """Whether chunks of steps run inside `lax.scan`: not on a CPU, where XLA runs convolutions inside a loop on one
+    thread, up to 60 times slower."""
+    return jax.default_backend() != "cpu"
 
 
-def _chunks(order: Order, batch_size: int, steps: int) -> Iterator[Chunk]:
-    """The epoch's batches, up to so many full ones at a time; the last, partial one is kept, by itself."""
-    full = len(order) // batch_size * batch_size
-    batches = order[:full].reshape(-1, batch_size)
-    for start in range(0, len(batches), steps):
-        yield batches[start : start + steps]
-    if full < len(order):
-        yield order[None, full:]
+def is_over(config: Config, moment: Moment) -> bool:
+    """Whether there is nothing left to do."""
+    over = moment.number > config.epochs or moment.step == config.steps
+    return over or (moment.ended is not None and not moment.ended.finite)
 
 
-def _advance_by_one(step: Step, examples: Examples) -> Advance:
-    def advance(state: State, chunk: Chunk) -> tuple[State, Metrics, Rates]:
+def steps_per_epoch(config: Config, examples: int) -> int:
+    """How many steps an epoch has; the last takes the examples that are left."""
+    return math.ceil(examples / config.batch_size)
+
+
+def orders(config: Config, moment: Moment, data: Data) -> tuple[np.ndarray, int]:
+    """The order of the epoch under way, as far as the run goes, and the steps of the run before it."""
+    examples = len(data.train.labels)
+    before = (moment.number - 1) * steps_per_epoch(config, examples)
+    order = epoch_order(config, moment.number, examples, data.classes)
+    return (order if config.steps is None else order[: (config.steps - before) * config.batch_size]), before
+
+
+def batches(order: np.ndarray, config: Config, first: int, before: int, size: int = 1) -> Iterator[Chunk]:
+    """The epoch's batches, up to so many full ones at a time; the last, partial one is kept, by itself.
+
+    Args:
+      order: of the examples.
+      config: the size of a batch, and the steps between checkpoints, over which no chunk goes.
+      first: the step of the epoch to start with, from 0. What it is does not move where chunks end.
+      before: steps of the run before the epoch.
+      size: how many batches at a time.
+    """
+    full, at = len(order) // config.batch_size, first
+    while at < full:
+        end = min(full, at - at % size + size)
+        if config.checkpoint_every is not None:
+            end = min(end, at + config.checkpoint_every - (before + at) % config.checkpoint_every)
+        yield order[at * config.batch_size : end * config.batch_size].reshape(end - at, config.batch_size)
+        at = end
+    if at == full and full * config.batch_size < len(order):
+        yield order[None, full * config.batch_size :]
+
+
+def end_epoch(config: Config, training: Training, moment: Moment, data: Data, order: np.ndarray) -> None:
+    """What is due after an epoch: the evaluation, and the scheduler's step where it moves by the epoch."""
+    state = moment.state
+    epoch = under_way(config, moment, data, order)
+    assert epoch is not None
+    if data.test is not None:
+        average = state.averaged
+        epoch = epoch._replace(
+            test=evaluate_all(state.params, data.test),
+            ema_test=None if average is None else evaluate_all(average.params, data.test),
+        )
+    if epoch.finite and len(order) == len(data.train.labels) and not training.every_step:
+        # A plateau is one of the loss on the test split, or where there is none of the mean loss of the epoch.
+        loss = epoch.loss if epoch.test is None else epoch.test[0]
+        sched, opt_state = training.schedule(state.sched, state.opt_state, loss)
+        moment.state = state._replace(sched=sched, opt_state=opt_state)
+    moment.number, moment.step, moment.ended = moment.number + 1, epoch.step, epoch
+    moment.steps, moment.seconds = Steps(), 0.0
+
+
+def under_way(config: Config, moment: Moment, data: Data, order: np.ndarray) -> Epoch | None:
+    """What the epoch under way has come to; None before its first step."""
+    columns = moment.steps.columns()
+    if columns is None:
+        return None
+    done = len(columns.losses)
+    return Epoch(
+        moment.number,
+        (moment.number - 1) * steps_per_epoch(config, len(data.train.labels)) + done,
+        columns.losses,
+        columns.correct,
+        examples=np.minimum(config.batch_size, len(order) - config.batch_size * np.arange(done)),
+        seconds=moment.seconds,
+        lr=columns.lr,
+        norms=dict(zip(sorted(moment.state.params), columns.norms[-1].tolist(), strict=True)),
+    )
+
+
+def _by_one(training: Training, examples: Examples) -> Advance:
+    step = make_step(training)
+
+    def advance(state: State, chunk: Chunk, at: int) -> tuple[State, Record]:
         (batch,) = chunk
-        return step(state, examples.images[batch], examples.labels[batch])
+        return step(state, examples.images[batch], examples.labels[batch], np.int32(at))
 
     return advance
 
 
-def _advance_by_scan(step: Step, examples: Examples) -> Advance:
-    @partial(jax.jit, donate_argnums=0)
-    def scan(state: State, images: Any, labels: Any, chunk: Any) -> tuple[State, Metrics, Rates]:
-        def body(state: State, batch: Any) -> tuple[State, tuple[Metrics, Rates]]:
-            state, metrics, rates = step(state, images[batch], labels[batch])
-            return state, (metrics, rates)
+def _by_scan(training: Training, examples: Examples) -> Advance:
+    step = make_step(training)
 
-        state, (metrics, rates) = jax.lax.scan(body, state, chunk)
-        return state, metrics, rates
+    @partial(jax.jit, donate_argnums=0)
+    def scan(state: State, images: Any, labels: Any, chunk: Any, at: Any) -> tuple[State, Record]:
+        def body(state: State, one: Any) -> tuple[State, Record]:
+            batch, at = one
+            return step(state, images[batch], labels[batch], at)
+
+        return jax.lax.scan(body, state, (chunk, at))
 
     images, labels = jax.device_put(examples)
-    return lambda state, chunk: scan(state, images, labels, chunk)
+    return lambda state, chunk, at: scan(state, images, labels, chunk, np.arange(at, at + len(chunk), dtype=np.int32))
 
 
 def evaluate_all(params: Params, examples: Examples) -> tuple[float, float]:
     """The mean loss and the accuracy over all examples."""
     starts = range(0, len(examples.labels), EVALUATION_BATCH)
-    batches = [Examples(*(array[start : start + EVALUATION_BATCH] for array in examples)) for start in starts]
-    metrics = [evaluate(params, *batch) for batch in batches]
-    loss = sum(float(one.loss) * len(batch.labels) for one, batch in zip(metrics, batches, strict=True))
+    parts = [Examples(*(array[start : start + EVALUATION_BATCH] for array in examples)) for start in starts]
+    metrics = [evaluate(params, *part) for part in parts]
+    loss = sum(float(one.loss) * len(part.labels) for one, part in zip(metrics, parts, strict=True))
     return loss / len(examples.labels), sum(int(one.correct) for one in metrics) / len(examples.labels)

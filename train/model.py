@@ -1,35 +1,71 @@
-"""The network of PyTorch's CIFAR-10 tutorial, with torch's layouts, defaults and rules."""
+"""The network of PyTorch's CIFAR-10 tutorial, with torch's layouts and rules. `layers` says all there is of it."""
 
-import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 Params = dict[str, Any]
+
+KERNEL = 5  # pixels, of every convolution, which pads by half of it
 
 # torchvision's ToTensor, as a table: XLA turns x / 255 into x * (1 / 255), which is an ulp off for half of the values.
 _PIXEL_VALUES = np.arange(256, dtype=np.float32) / np.float32(255)
 
 
-class Network(nn.Module):
-    """Three max-pooled convolutions and two dense layers, with no activations. `init_params` draws its parameters."""
+class Layer(NamedTuple):
+    """A layer with parameters. 2x2 max pooling follows a convolution, and flattening the last of them."""
 
+    name: str
+    kind: Literal["conv", "dense"]
+    inputs: int
+    outputs: int
+
+
+def layers(classes: int) -> tuple[Layer, ...]:
+    """The tutorial's network for pictures of 32x32x3: three convolutions and two dense layers, with no activations."""
+    return (
+        Layer("Conv_0", "conv", 3, 32),
+        Layer("Conv_1", "conv", 32, 32),
+        Layer("Conv_2", "conv", 32, 64),
+        Layer("Dense_0", "dense", 64 * 4 * 4, 64),
+        Layer("Dense_1", "dense", 64, classes),
+    )
+
+
+class Network(nn.Module):
+    """The forward pass. `train.start` draws the parameters."""
+
+    classes: int = 10
     convolve: Callable[..., Any] = jax.lax.conv_general_dilated
 
     @nn.compact
-    def __call__(self, images: UInt8[Array, "batch height width 3"]) -> Float[Array, "batch 10"]:
+    def __call__(self, images: UInt8[Array, "batch 32 32 3"]) -> Float[Array, "batch classes"]:
         x = jnp.asarray(_PIXEL_VALUES)[images]
-        for features in (32, 32, 64):
-            x = max_pool(nn.Conv(features, (5, 5), padding=2, conv_general_dilated=self.convolve)(x))
-        x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)  # torch flattens channels first
-        for features in (64, 10):
-            x = nn.Dense(features)(x)
+        for layer in layers(self.classes):
+            if layer.kind == "conv":
+                conv = nn.Conv(
+                    layer.outputs,
+                    (KERNEL, KERNEL),
+                    padding=KERNEL // 2,
+                    conv_general_dilated=self.convolve,
+                    name=layer.name,
+                )
+                x = max_pool(conv(x))
+            else:
+                if x.ndim == 4:
+                    x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)  # torch flattens channels first
+                x = nn.Dense(layer.outputs, name=layer.name)(x)
         return x
+
+
+def classes_of(params: Params) -> int:
+    """How many classes a network with these parameters tells apart."""
+    return params[layers(0)[-1].name]["bias"].shape[0]
 
 
 def convolve_by_rows(images: Any, kernel: Any, strides: Any, padding: Any, **_: Any) -> Any:
@@ -61,22 +97,3 @@ def max_pool(x: Float[Array, "batch height width channels"]) -> Float[Array, "ba
 def cross_entropy(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, ""]:
     """`torch.nn.CrossEntropyLoss()`: the mean over the batch of -log softmax(logits)[label]."""
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1).mean()
-
-
-@jax.jit
-def init_params(key: PRNGKeyArray) -> Params:
-    """Initial parameters as torch draws them by default: kernels and biases uniform within 1 / sqrt(fan_in) of zero.
-
-    One draw serves them all, since XLA takes half a second to compile each.
-    """
-    shapes = jax.eval_shape(Network().init, key, jnp.zeros((1, 32, 32, 3), jnp.uint8))["params"]
-    size = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    rest = jax.random.uniform(key, (size,), jnp.float32, minval=-1.0, maxval=1.0)
-    params: Params = {}
-    for layer, leaves in shapes.items():
-        bound = math.prod(leaves["kernel"].shape[:-1]) ** -0.5
-        params[layer] = {}
-        for name, leaf in leaves.items():
-            drawn, rest = jnp.split(rest, [leaf.size])
-            params[layer][name] = bound * drawn.reshape(leaf.shape)
-    return params

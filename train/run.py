@@ -1,39 +1,98 @@
 """One run, from its configuration to its folder."""
 
-import math
+import os
 import sys
 from pathlib import Path
-from typing import Any
 
-import jax
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from train import data, metrics
-from train.config import RECIPES, Config
+from train import checks, data, output, run_folder
+from train.checkpoint import Checkpoints
+from train.config import Config
+from train.data import Data
 from train.epoch import Epoch
-from train.errors import UsageError
-from train.loop import fit
-from train.model import init_params
-from train.step import State, init, make_step
-from train.torch_checkpoint import Checkpoint
+from train.errors import UsageError, one_line
+from train.loop import Moment, fit, orders, under_way
+from train.recipes import RECIPES
+from train.run_folder import RunFolder
+from train.start import start
+from train.stopping import Stopping
+from train.torch_checkpoint import TorchExport, load
 from train.training import Training, make_training
 
-INTERRUPTED = 130
+# Exit statuses, beside 2 for arguments that cannot be used, and 128 + its number for a signal: 130, 143.
+DONE, NOT_FINITE, NOT_ALL_WRITTEN = 0, 1, 3
 
 
-def run(config: Config) -> int:
-    """Train, record and draw. Returns the exit status: 1 where the loss did not stay finite."""
-    examples = data.load(config.dataset, config.split, config.data_dir).first(config.limit)
-    test = data.load(config.dataset, "test", config.data_dir) if config.evaluates else None
+def run(config: Config, stopping: Stopping) -> int:
+    """Train, record and draw.
+
+    Args:
+      config: the run.
+      stopping: what signals ask for.
+
+    Returns:
+      The exit status: 0; 1 where the loss did not stay finite; 3 where something of the records, the checkpoints, the
+      picture or --export-torch could not be written; 130 and 143 where SIGINT or SIGTERM stopped it.
+    """
     training = make_training(config)
-    checkpoint = Checkpoint(config, training)
-    check(config, training, len(examples.labels), checkpoint.loaded)
-    folder = metrics.create_folder(config)
+    checks.check_training(config, training)
+    examples = data.read(config)
+    export = TorchExport(config, training, examples.classes)
+    if config.resume is None:
+        moment = _first(config, training, examples)
+        checks.check_run(config, training, len(examples.train.labels), moment)
+        with run_folder.create(config, examples.digest) as folder, Checkpoints(config, folder) as checkpoints:
+            return _train(config, training, examples, export, stopping, folder, checkpoints, moment, [])
+    with run_folder.reopen(config.resume) as folder, Checkpoints(config, folder) as checkpoints:
+        moment, epochs = _go_on(config, training, examples, folder, checkpoints)
+        return _train(config, training, examples, export, stopping, folder, checkpoints, moment, epochs)
 
+
+def _first(config: Config, training: Training, examples: Data) -> Moment:
+    """Where a run starts."""
+    if config.resume_torch is not None:
+        return load(config, training, len(examples.train.labels), examples.classes)
+    return Moment(start(config, training, examples.classes))
+
+
+def _go_on(
+    config: Config, training: Training, examples: Data, folder: RunFolder, checkpoints: Checkpoints
+) -> tuple[Moment, list[Epoch]]:
+    """Where a run goes on, and the epochs that it has had."""
+    path, was, now = folder.path, folder.settings.needs, run_folder.needs(examples.digest)
+    if was["data"] != now["data"]:
+        raise UsageError(f"--resume {path}: the run began with other pictures than {config.dataset} has now")
+    for difference in run_folder.differences(was, now):
+        output.complain(f"--resume {path}: {difference}; its last bits may be others from here on")
+    found = checkpoints.restore(start(config, training, examples.classes))
+    if found is not None:
+        moment, marks = found
+        print(f"goes on after step {moment.step:,}")
+        return moment, folder.rewind(marks)
+    if checkpoints.damaged:
+        raise UsageError(f"--resume {path}: no checkpoint is whole; start another run")
+    print("it has no checkpoint yet, and starts from the beginning")
+    return _first(config, training, examples), folder.rewind(dict.fromkeys(run_folder.FILES, (0, "")))
+
+
+def _train(
+    config: Config,
+    training: Training,
+    examples: Data,
+    export: TorchExport,
+    stopping: Stopping,
+    folder: RunFolder,
+    checkpoints: Checkpoints,
+    moment: Moment,
+    epochs: list[Epoch],
+) -> int:
+    """From a moment to the end of the run, or to where it is stopped."""
     console = Console(highlight=False, soft_wrap=True)
-    console.print(metrics.header(config))
+    console.print(header(config))
+    for epoch in epochs:
+        console.print(line(epoch))
     bar = Progress(
         BarColumn(None),
         MofNCompleteColumn(),
@@ -43,86 +102,104 @@ def run(config: Config) -> int:
         transient=True,
         disable=config.quiet or not console.is_terminal,
     )
-    epochs: list[Epoch] = []
-    status = 0
-    try:
-        with bar:
-            task = bar.add_task("", total=_steps(config, len(examples.labels)))
-            advance = lambda steps: bar.advance(task, steps)  # noqa: E731
-            for epoch, state in fit(config, training, checkpoint.first, examples, test, advance):
+    stopping.in_order()
+    exported = True
+    with bar:
+        task = bar.add_task("", total=checks.total_steps(config, len(examples.train.labels)))
+        for moment in fit(config, training, moment, examples):  # noqa: B020
+            bar.update(task, completed=moment.step)
+            epoch = moment.ended
+            if epoch is not None:
                 epochs.append(epoch)
+                folder.add(epoch)
+                console.print(line(epoch))
                 if epoch.finite:
-                    checkpoint.save(state)
-                metrics.append(folder, epoch)
-                console.print(metrics.line(epoch))
-    except KeyboardInterrupt:
-        status = INTERRUPTED
-    if epochs:
+                    exported = _export(export, moment)
+            if (epoch is None or epoch.finite) and (stopping.asked or checkpoints.due(moment)):
+                checkpoints.save(moment)
+            if stopping.asked:
+                break
+    if moment.ended is None:
+        moment.steps.read()
+        last = under_way(config, moment, examples, orders(config, moment, examples)[0])
+        epochs += [] if last is None else [last]
+    newest = checkpoints.newest  # when it is written
+    drawn = _draw(config, epochs, folder.path)
+    status = _say_how_it_ended(config, epochs, stopping, folder, newest)
+    console.print(f"the run is in {folder.path}{os.sep}")
+    written = drawn and exported and folder.whole and not checkpoints.failed
+    return status or (DONE if written else NOT_ALL_WRITTEN)
+
+
+def _export(export: TorchExport, moment: Moment) -> bool:
+    """Whether `--export-torch` was written."""
+    try:
+        export.save(moment)
+    except OSError as error:
+        output.complain(f"--export-torch {export.config.export_torch}: {error}; tried again after the next epoch")
+        return False
+    return True
+
+
+def _draw(config: Config, epochs: list[Epoch], folder: Path) -> bool:
+    """Whether the picture was drawn."""
+    if not epochs:
+        return True
+    try:
         from train import plot  # imports matplotlib, which takes a second
 
         plot.save(config, epochs, folder / "loss.png")
-        if not epochs[-1].finite:
-            print(diverged(config, epochs[-1]), file=sys.stderr)
-            status = 1
-    console.print(f"the run is in {folder}{Path('/')}")
-    return status
+    except Exception as error:  # whatever matplotlib, its fonts or the disk have
+        output.complain(f"{folder / 'loss.png'}: not drawn ({one_line(error)})")
+        return False
+    return True
 
 
-def check(config: Config, training: Training, examples: int, start: State | None = None) -> None:
-    """Raise a UsageError for what the run of so many examples would fail at, before any work is done.
-
-    `start` is the state to go on from, if any."""
-    _check_step(config, training)
-    _check_total_steps(config, training, examples, start)
-
-
-def _check_step(config: Config, training: Training) -> None:
-    """Trace a step, for an optimizer that does not take these parameters or gradients says so there."""
-
-    def trace(key: Any, images: Any, labels: Any) -> Any:
-        return make_step(training)(init(training, init_params(key)), images, labels)
-
-    try:
-        jax.eval_shape(trace, jax.random.key(0), np.zeros((1, 32, 32, 3), np.uint8), np.zeros(1, np.int32))
-    except (TypeError, ValueError, RuntimeError) as error:
-        message = str(error).splitlines()[0]
-        raise UsageError(f"--optimizer {config.optimizer}: {message}") from error
-
-
-def _check_total_steps(config: Config, training: Training, examples: int, start: State | None) -> None:
-    """one_cycle_lr ends, and raises at the step after, or under jit has a rate that is NaN."""
-    total = None if training.scheduler is None else training.scheduler.options.get("total_steps")
-    if total is None:
-        return
-    taken = 0 if start is None else int(start.sched["last_epoch"])
-    needed = _steps(config, examples) // config.accumulate if training.every_step else _epochs(config)
-    if total < taken + needed:
-        before = f" after the {taken:,} it has taken" if taken else ""
-        raise UsageError(
-            f"--scheduler {config.scheduler}: it has {total:,} steps, and the run takes {needed:,}{before}, by the "
-            f"--scheduler-interval, {config.scheduler_interval}; write --scheduler-option total_steps={taken + needed}"
+def _say_how_it_ended(
+    config: Config, epochs: list[Epoch], stopping: Stopping, folder: RunFolder, newest: Path | None
+) -> int:
+    """Returns the exit status, as far as the training goes."""
+    if epochs and not epochs[-1].finite:
+        print(diverged(config, epochs[-1], newest), file=sys.stderr)
+        return NOT_FINITE
+    if stopping.asked:
+        step = epochs[-1].step if epochs else 0
+        print(
+            f"stopped by {stopping.asked.name} after step {step:,}; to go on: python -m train --resume {folder.path}",
+            file=sys.stderr,
         )
+    return stopping.status
 
 
-def _steps(config: Config, examples: int) -> int:
-    """How many steps the run takes."""
-    steps = _epochs(config) * math.ceil(examples / config.batch_size)
-    return steps if config.steps is None else min(steps, config.steps)
-
-
-def _epochs(config: Config) -> int:
-    return config.epochs - config.start_epoch + 1
-
-
-def diverged(config: Config, epoch: Epoch) -> str:
-    """Where the loss stopped being finite, and what to do."""
+def diverged(config: Config, epoch: Epoch, newest: Path | None) -> str:
+    """Where the loss stopped being finite, how the parameters were then, and what to do."""
     where = f"the loss is {epoch.losses[-1]} at step {epoch.step:,}, step {len(epoch.losses):,} of epoch {epoch.number}"
+    norms = ", ".join(f"{name} {norm:.3g}" for name, norm in (epoch.norms or {}).items())
+    checkpoint = "there is no checkpoint before it" if newest is None else f"the last good checkpoint is {newest}"
+    where = f"{where}; the parameters' norms before it: {norms}; {checkpoint}"
     recipe = RECIPES[config.recipe]()
     arithmetic = ("optimizer", "lr", "option", "scheduler", "clip_grad_norm", "accumulate")
     same_arithmetic = all(getattr(config, name) == getattr(recipe, name) for name in arithmetic)
     if config.recipe == "tutorial" and same_arithmetic:
         return (
             f"stopped: {where}. PyTorch's run of this tutorial diverges too, since the network has no activations "
-            f"and the learning rate is {config.lr}; a lower --lr, or --recipe cifar10, stays finite"
+            f"and the learning rate is {config.lr}; a lower --lr, or the cifar10 recipe, stays finite"
         )
-    return f"stopped: {where}; a lower --lr, or --clip-grad-norm, may stay finite"
+    return f"stopped: {where}. A lower --lr, or --clip-grad-norm, may stay finite"
+
+
+def header(config: Config) -> str:
+    """What is printed above the epochs' lines."""
+    text = f"{'epoch':>5} {'steps':>9} {'running loss':>14} {'accuracy':>9} {'images/s':>9}"
+    test = f" {'test loss':>10} {'test accuracy':>14}" if config.evaluates else ""
+    return text + test + (f" {'EMA loss':>10} {'EMA accuracy':>14}" if config.ema is not None else "")
+
+
+def line(epoch: Epoch) -> str:
+    """What is printed of an epoch."""
+    text = (
+        f"{epoch.number:>5} {epoch.step:>9,} {epoch.running_loss:>14,.4f} "
+        f"{epoch.accuracy:>9.2%} {epoch.images_per_second:>9,.0f}"
+    )
+    tests = (test for test in (epoch.test, epoch.ema_test) if test is not None)
+    return text + "".join(f" {loss:>10.4f} {accuracy:>14.2%}" for loss, accuracy in tests)

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float64, Int, UInt8
 
 from jaxopt_port import EveryKState
-from jaxopt_port.hyper import find_state
 from jaxopt_port.scalars import float64
-from train.model import Network, Params, convolve_by_rows, cross_entropy
+from train.augment import augment
+from train.model import Network, Params, classes_of, convolve_by_rows, cross_entropy
 from train.training import Training
 
 
@@ -25,52 +25,62 @@ class State(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """What a step says of its batch, before the step."""
+    """What is known of a batch once its loss is."""
 
-    loss: Float[Array, "*steps"]  # the mean over the batch
-    correct: Int[Array, "*steps"]  # how many were classified correctly
-
-
-_NETWORK = Network()
-Rates = Float64[Array, "*steps groups"]  # the learning rate of each parameter group, before the step
-Step = Callable[[State, Any, Any], tuple[State, Metrics, Rates]]
+    loss: Float[Array, ""]  # the mean over the batch
+    correct: Int[Array, ""]  # how many were classified correctly
 
 
-def init(training: Training, params: Params) -> State:
-    """The first state; the parameters are handed on, not copied."""
-    opt_state, sched = training.optimizer.init(params), None
-    if training.scheduler is not None:
-        sched, opt_state = training.scheduler.init(opt_state)
-    return State(params, opt_state, sched, None if training.average is None else training.average.init(params))
+class Record(NamedTuple):
+    """What a step says, or some in a row. All of it is from before the step."""
+
+    loss: Float[Array, "*steps"]
+    correct: Int[Array, "*steps"]
+    lr: Float64[Array, "*steps groups"]  # the learning rate of each parameter group
+    norms: Float[Array, "*steps layers"]  # the norm of each layer's parameters
+
+
+Step = Callable[[State, Any, Any, Any], tuple[State, Record]]
 
 
 def make_step(training: Training) -> Step:
-    """`(state, images, labels) -> (state, metrics, rates)`; the state is donated."""
+    """`(state, images, labels, at) -> (state, record)`; `at` is the step's number in the run, from 0.
+
+    The state is donated.
+    """
 
     closure = _printed_loss if training.closures else batch_loss
 
     @partial(jax.jit, donate_argnums=0)
-    def step(state: State, images: Any, labels: Any) -> tuple[State, Metrics, Rates]:
+    def step(state: State, images: Any, labels: Any, at: Any) -> tuple[State, Record]:
         params, opt_state, sched, averaged = state
-        rates = learning_rates(opt_state)
+        lr, norms = training.learning_rates(opt_state), layer_norms(params)
+        if training.augment is not None:
+            images = augment(jax.random.fold_in(jax.random.key(training.augment), at), images)
         (loss, metrics), params, opt_state = training.optimizer.step_closure(
             closure, opt_state, params, images, labels, has_aux=True
         )
         new = opt_state, sched, averaged
-        if training.scheduler is not None and training.every_step:
-            sched, opt_state = training.scheduler.step(sched, opt_state, loss if training.needs_metric else None)
+        if training.every_step:
+            sched, opt_state = training.schedule(sched, opt_state, loss)
         if training.average is not None:
             averaged = training.average.update(averaged, params)
         moved = _where_stepped(new[0], (opt_state, sched, averaged), new)
-        return State(params, *moved), metrics, rates
+        return State(params, *moved), Record(metrics.loss, metrics.correct, lr, norms)
 
     return step
 
 
-def learning_rates(opt_state: Any) -> Rates:
-    """The learning rate of each parameter group."""
-    with float64():
-        return jnp.stack([jax.tree.leaves(group["lr"])[0] for group in find_state(opt_state).param_groups])
+def layer_norms(params: Params) -> Float[Array, " layers"]:
+    """The Euclidean norm of each layer's parameters, by the layers' names in alphabetical order."""
+    norms = [jnp.stack([_norm(leaf) for leaf in jax.tree.leaves(layer)]) for _, layer in sorted(params.items())]
+    return jnp.stack([_norm(norm) for norm in norms])
+
+
+def _norm(x: Float[Array, "..."]) -> Float[Array, ""]:
+    """Of numbers whose squares may be too large for a float32."""
+    largest = jnp.abs(x).max()
+    return largest * jnp.sqrt(jnp.square(x / jnp.where(largest > 0, largest, 1)).sum())
 
 
 def _where_stepped(opt_state: Any, new: Any, old: Any) -> Any:
@@ -89,15 +99,15 @@ def evaluate(params: Params, images: UInt8[Array, "batch 32 32 3"], labels: Int[
 
 def _printed_loss(params: Params, images: Any, labels: Any) -> tuple[Float[Array, ""], Metrics]:
     """The loss for a loop of evaluations, printed at each, as torch's users print it in a closure."""
-    loss, metrics = batch_loss(params, images, labels, Network(convolve_by_rows))
+    loss, metrics = batch_loss(params, images, labels, convolve_by_rows)
     jax.debug.print("closure: loss {:.6f}", loss, ordered=True)
     return loss, metrics
 
 
 def batch_loss(
-    params: Params, images: Any, labels: Any, network: Network = _NETWORK
+    params: Params, images: Any, labels: Any, convolve: Callable[..., Any] = jax.lax.conv_general_dilated
 ) -> tuple[Float[Array, ""], Metrics]:
     """The loss to minimize, and the metrics of its batch."""
-    logits: Any = network.apply({"params": params}, images)
+    logits: Any = Network(classes_of(params), convolve).apply({"params": params}, images)
     loss = cross_entropy(logits, labels)
     return loss, Metrics(loss, (logits.argmax(axis=1) == labels).sum())

@@ -1,130 +1,215 @@
-"""Runs that go on from a PyTorch checkpoint, and that end in one: `--resume-torch` and `--export-torch`."""
+"""Runs that go on from a PyTorch checkpoint, and that write one: `--resume-torch` and `--export-torch`."""
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxopt_port import Optimizer, OptState, optimizers, torch_interop
-from jaxopt_port.hyper import find_state, replace_state
+from jaxopt_port import EveryKState, Optimizer, OptState, set_hyper, torch_interop
 from jaxopt_port.torch_interop import layout
-from train.config import Config
+from train.config import Config, flag
 from train.errors import UsageError
-from train.model import Params, init_params
-from train.start import initial_params
-from train.step import State, init
-from train.torch_layout import mapping, mapping_of
-from train.training import Training, optimizer_options
+from train.loop import Moment, steps_per_epoch
+from train.model import Params
+from train.options import written
+from train.start import start
+from train.step import State
+from train.torch_layout import mapping, mapping_of, ours
+from train.training import OPTIMIZERS, Training, make_optimizer, optimizer_options, states_of, with_states
 
 # What scripts call the entries of a checkpoint.
 MODEL = ("model", "model_state_dict", "state_dict")
 OPTIMIZER = ("optimizer", "optimizer_state_dict", "optimizer_states")
 SCHEDULER = ("scheduler", "scheduler_state_dict", "lr_scheduler", "lr_schedulers")
+AVERAGE = ("averaged_model", "ema_model", "ema", "swa_model")
+RUN = "train"  # an entry of our own: where the run was, and its settings
+
+# Settings that have to be those of the run that wrote the file, if it says them, for the run to go on as if it had not
+# stopped. Others are in the optimizer's and the scheduler's states, or name files.
+SAME = (
+    *("dataset", "split", "limit", "batch_size", "accumulate", "augment", "clip_grad_norm", "ema", "evaluate", "init"),
+    *("optimizer", "scheduler", "scheduler_interval", "seed", "shuffle"),
+)
+NOT_NEGATIVE = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum", "exp_inf", "step_size", "step")
 
 
-class Checkpoint:
-    """The state of a run, out of a PyTorch checkpoint and into one.
+def load(config: Config, training: Training, examples: int, classes: int) -> Moment:
+    """Where a run from a PyTorch checkpoint starts.
 
-    Args:
-      config: names the files.
-      training: the run's.
+    The file's learning rate and live options count, but for those that flags give.
 
     Raises:
-      UsageError: a file that is not a checkpoint, of another network, or of an optimizer with other options; one that
-        cannot be written.
+      UsageError: a file that is not a checkpoint, of another network or run, or of an optimizer with other options.
+    """
+    try:
+        checkpoint = torch_interop.load(config.resume_torch or "")
+        run = checkpoint.get(RUN) if isinstance(checkpoint, Mapping) else None
+        model, theirs = _entry(checkpoint, MODEL), _entry(checkpoint, OPTIMIZER)
+        _check_arrays(model, theirs)
+        names = mapping_of(model, classes)
+        params = layout.to_flax(names, model, ours(classes))
+        optimizer, opt_state = torch_interop.load_optimizer(OPTIMIZERS[config.optimizer], theirs, params, names)
+        _check_static_options(config, optimizer, opt_state, params, names)
+        given = set(optimizer_options(config)) & opt_state.param_groups[0].keys()
+        has_schedule = training.scheduler is not None and any(name in checkpoint for name in SCHEDULER)
+        if has_schedule and "lr" in given:
+            raise ValueError("its scheduler decides the learning rate; leave out --lr")
+        opt_state = set_hyper(opt_state, **{name: optimizer_options(config)[name] for name in sorted(given)})
+        state = _state(config, training, checkpoint, params, opt_state, theirs, names, classes)
+        return _moment(config, state, run, examples)
+    except (OSError, ValueError, TypeError, LookupError, torch_interop.PtFileError) as error:
+        raise UsageError(f"--resume-torch {config.resume_torch}: {error}") from error
+
+
+class TorchExport:
+    """`--export-torch`, if it is asked for: a dict of state dicts, for `torch.load`.
+
+    Raises:
+      UsageError: torch has no such state.
     """
 
-    def __init__(self, config: Config, training: Training):
-        self.config, self.training = config, training
-        self.optimizer = optimizers[config.optimizer](**optimizer_options(config))
-        self.mapping = mapping()
-        self.loaded: State | None = None
-        if config.resume_torch is not None:
-            try:
-                self.loaded = self._load(torch_interop.load(config.resume_torch))
-            except (OSError, ValueError, torch_interop.PtFileError) as error:
-                raise UsageError(f"--resume-torch {config.resume_torch}: {error}") from error
-        if config.export_torch is not None:
-            self._check_export()
+    def __init__(self, config: Config, training: Training, classes: int):
+        self.config, self.training, self.mapping = config, training, mapping(classes)
+        if config.export_torch is None:
+            return
+        if config.optimizer == "muon_adamw":
+            raise UsageError(f"--export-torch {config.export_torch}: muon_adamw is two optimizers in torch")
+        self.optimizer = make_optimizer(config)
+        state = start(config, training._replace(scheduler=None, every_step=False), classes)
+        (first,) = states_of(state.opt_state)
+        stepped = first._replace(steps=jax.tree.map(jnp.ones_like, first.steps))
+        try:
+            torch_interop.optimizer_state_dict(self.optimizer, stepped, state.params, self.mapping)
+        except ValueError as error:
+            raise UsageError(f"--export-torch {config.export_torch}: {error}") from error
 
-    @property
-    def first(self) -> State:
-        """What the run starts from."""
-        return init(self.training, initial_params(self.config)) if self.loaded is None else self.loaded
-
-    def save(self, state: State) -> None:
-        """Write `--export-torch`, if it is asked for: a dict of state dicts, for `torch.load`.
+    def save(self, moment: Moment) -> None:
+        """Write the file.
 
         Raises:
-          UsageError: the file cannot be written.
+          OSError: it cannot be written.
         """
         if self.config.export_torch is None:
             return
-        opt_state = find_state(state.opt_state)
-        states = {
+        state = moment.state
+        (opt_state,) = states_of(state.opt_state)
+        sched: Any = state.sched[0] if state.sched else None
+        states: dict[str, Any] = {
             "model": layout.to_torch(self.mapping, state.params),
             "optimizer": torch_interop.optimizer_state_dict(
-                self.optimizer, opt_state, state.params, self.mapping, state.sched
+                self.optimizer, opt_state, state.params, self.mapping, sched
             ),
         }
         if self.training.scheduler is not None:
             states["scheduler"] = torch_interop.scheduler_state_dict(
-                self.training.scheduler, state.sched, self.optimizer, state.params
+                self.training.scheduler, sched, self.optimizer, state.params
             )
-        try:
-            torch_interop.save(states, self.config.export_torch)
-        except OSError as error:
-            raise UsageError(f"--export-torch {self.config.export_torch}: {error}") from error
+        if state.averaged is not None:
+            states[AVERAGE[0]] = torch_interop.averaged_model_state_dict(state.averaged, self.mapping)
+        pending = int(state.opt_state.calls) if isinstance(state.opt_state, EveryKState) else 0
+        settings = {name: getattr(self.config, name) for name in SAME}
+        states[RUN] = {"epoch": moment.number - 1, "step": moment.step, "pending": pending, **settings}
+        torch_interop.save(states, self.config.export_torch)
 
-    def _load(self, checkpoint: Any) -> State:
-        model, theirs = _entry(checkpoint, MODEL), _entry(checkpoint, OPTIMIZER)
-        self.mapping = mapping_of(model)
-        params = layout.to_flax(self.mapping, model, jax.eval_shape(init_params, jax.random.key(0)))
-        factory = optimizers[self.config.optimizer]
-        optimizer, opt_state = torch_interop.load_optimizer(factory, theirs, params, self.mapping)
-        self._check_options(optimizer, opt_state, params)
-        state = init(self.training, params)
-        state = state._replace(opt_state=replace_state(state.opt_state, opt_state))
-        scheduler = self.training.scheduler
-        if scheduler is None:
-            return state
+
+def _state(
+    config: Config,
+    training: Training,
+    checkpoint: Mapping[str, Any],
+    params: Params,
+    opt_state: OptState,
+    theirs: Mapping[str, Any],
+    names: layout.Mapping,
+    classes: int,
+) -> State:
+    state = start(config, training._replace(scheduler=None), classes, params)
+    state = state._replace(opt_state=with_states(state.opt_state, [opt_state]))
+    if training.scheduler is not None:
         if any(name in checkpoint for name in SCHEDULER):
-            written = _entry(checkpoint, SCHEDULER)
-            return state._replace(sched=torch_interop.load_scheduler(scheduler, written, opt_state, theirs))
-        sched, opt_state = scheduler.init(state.opt_state)
-        return state._replace(sched=sched, opt_state=opt_state)
+            written_ = _entry(checkpoint, SCHEDULER)
+            sched = torch_interop.load_scheduler(training.scheduler, written_, opt_state, theirs)
+            state = state._replace(sched=(sched,))
+        else:
+            sched, opt_state = training.start_schedule(state.opt_state)
+            state = state._replace(sched=sched, opt_state=opt_state)
+    if training.average is not None:
+        if not any(name in checkpoint for name in AVERAGE):
+            raise ValueError(f"it has no average of weights for --ema to go on with, an entry {' or '.join(AVERAGE)}")
+        averaged = torch_interop.load_averaged_model(_entry(checkpoint, AVERAGE), names, params)
+        state = state._replace(averaged=averaged)
+    return state
 
-    def _check_export(self) -> None:
-        """Find out before the run whether the file can be written, and whether torch has such a state."""
-        out = self.config.export_torch
-        assert out is not None
-        if not os.access(out if out.exists() else out.absolute().parent, os.W_OK):
-            raise UsageError(f"--export-torch {out}: cannot be written; give another")
-        params = init_params(jax.random.key(0))
-        try:
-            state = self.optimizer.init(params)
-            stepped = state._replace(steps=jax.tree.map(jnp.ones_like, state.steps))
-            torch_interop.optimizer_state_dict(self.optimizer, stepped, params, mapping())
-        except ValueError as error:
-            raise UsageError(f"--export-torch {out}: {error}") from error
 
-    def _check_options(self, optimizer: Optimizer, opt_state: OptState, params: Params) -> None:
-        """The flags decide what is not live: it has to be what the checkpoint has."""
-        first = self.optimizer.init(params)
-        ours, theirs = (
-            torch_interop.optimizer_state_dict(o, s, params)["param_groups"]
-            for o, s in ((self.optimizer, first), (optimizer, opt_state))
+def _moment(config: Config, state: State, run: Any, examples: int) -> Moment:
+    """Where the file says that its run was, or else `--start-epoch`."""
+    per_epoch = steps_per_epoch(config, examples)
+    if run is None:
+        number = config.start_epoch or 1
+        return Moment(state, number, (number - 1) * per_epoch)
+    for name in SAME:
+        was, now = run[name], getattr(config, name)
+        if was != now:
+            raise ValueError(
+                f"it is of a run with {flag(name, was)}, this one has {now}: write the same, or start another run from "
+                f"a file without the entry {RUN!r}"
+            )
+    if run["pending"]:
+        raise ValueError(
+            f"its run was between two steps of the optimizer, and the gradients of {run['pending']} of "
+            f"--accumulate {config.accumulate} batches are not in such a file: go on by --resume RUN"
         )
-        if len(theirs) != 1:
-            raise ValueError(f"its optimizer has {len(theirs)} parameter groups, this program's has one")
-        live = first.param_groups[0].keys() & opt_state.param_groups[0].keys()
-        for key, value in theirs[0].items():
-            if key not in live and value != ours[0][key]:
-                raise ValueError(
-                    f"its optimizer has {key}={value}, this run's {ours[0][key]}: write --option {key}={value}"
-                )
+    if run["step"] != run["epoch"] * per_epoch:
+        raise ValueError(
+            "its run was in the middle of an epoch, of which such a file says nothing: go on by --resume RUN"
+        )
+    number = run["epoch"] + 1
+    if config.start_epoch not in (None, number):
+        raise ValueError(f"its run goes on with epoch {number}, not with --start-epoch {config.start_epoch}")
+    if number > config.epochs:
+        raise ValueError(f"its run has had {run['epoch']} epochs: give more, such as --epochs {number}")
+    return Moment(state, number, run["step"])
+
+
+def _check_arrays(model: Mapping[str, Any], optimizer: Mapping[str, Any]) -> None:
+    """Weights and a state that some training can have left."""
+    for name, array in model.items():
+        if not np.issubdtype(np.asarray(array).dtype, np.floating):
+            raise ValueError(f"its weight {name!r} is {np.asarray(array).dtype}, not floating point")
+        if not np.isfinite(array).all():
+            raise ValueError(f"its weight {name!r} is not finite")
+    for parameter, slots in optimizer.get("state", {}).items():
+        for name, value in slots.items() if isinstance(slots, Mapping) else ():
+            where = f"its optimizer's {name} of parameter {parameter}"
+            for array in value if isinstance(value, list | tuple) else [value]:
+                array = np.asarray(0 if array is None else array)
+                if not np.issubdtype(array.dtype, np.number):
+                    raise ValueError(f"{where} is {array.dtype}, not numbers")
+                if not np.isfinite(array).all():
+                    raise ValueError(f"{where} is not finite")
+                if name in NOT_NEGATIVE and (array < 0).any():
+                    raise ValueError(f"{where} is negative: {array.min()}")
+
+
+def _check_static_options(
+    config: Config, optimizer: Optimizer, opt_state: OptState, params: Params, names: layout.Mapping
+) -> None:
+    """The flags decide what is not live: it has to be what the checkpoint has."""
+    plain = make_optimizer(config)
+    first = plain.init(params)
+    mine, theirs = (
+        torch_interop.optimizer_state_dict(o, s, params, names)["param_groups"]
+        for o, s in ((plain, first), (optimizer, opt_state))
+    )
+    if len(theirs) != 1:
+        raise ValueError(f"its optimizer has {len(theirs)} parameter groups, this program's has one")
+    live = first.param_groups[0].keys() & opt_state.param_groups[0].keys()
+    for key, value in theirs[0].items():
+        if key not in live and value != mine[0][key]:
+            raise ValueError(
+                f"its optimizer has {key}={value}, this run's {mine[0][key]}: write --option {written({key: value})}"
+            )
 
 
 def _entry(checkpoint: Any, names: tuple[str, ...]) -> Mapping[str, Any]:

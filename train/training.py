@@ -1,19 +1,25 @@
 """What the flags make: optimizer with clipping and accumulation around it, scheduler, average of weights."""
 
-import ast
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from jaxopt_port import Optimizer, clip_grad_norm, every_k, lr_scheduler, optimizers
+from jaxopt_port import Optimizer, OptState, clip_grad_norm, every_k, lr_scheduler, optimizers
 from jaxopt_port.closure.base import ClosureAlgorithm
 from jaxopt_port.lr_scheduler import Scheduler
+from jaxopt_port.number import to_float64
 from jaxopt_port.optimizer import Algorithm
+from jaxopt_port.scalars import float64
 from jaxopt_port.swa_utils import AveragedModel, averaged_model, get_ema_multi_avg_fn
 from train.config import Config
-from train.errors import UsageError
+from train.errors import UsageError, one_line
+from train.muon_adamw import muon_adamw
+from train.options import keywords, written
+
+OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {**optimizers, "muon_adamw": muon_adamw}
 
 # The others are made of functions or of schedulers, which a flag cannot give.
 SCHEDULERS: Mapping[str, Callable[..., Scheduler]] = {
@@ -21,7 +27,6 @@ SCHEDULERS: Mapping[str, Callable[..., Scheduler]] = {
     for name, factory in lr_scheduler.schedulers.items()
     if not {"lr_lambda", "schedulers"} & set(inspect.signature(factory).parameters)
 }
-NO_PARAMS: Mapping[str, jax.Array] = {}
 
 
 class Training(NamedTuple):
@@ -33,6 +38,7 @@ class Training(NamedTuple):
       every_step: whether the scheduler moves after every step of the optimizer, or after every epoch.
       average: averages the parameters after every step of the optimizer, if any.
       closures: whether the optimizer evaluates the loss several times a step, in a loop.
+      augment: seeds random crops and flips of the pictures, if any.
     """
 
     optimizer: Optimizer
@@ -40,36 +46,91 @@ class Training(NamedTuple):
     every_step: bool = False
     average: AveragedModel | None = None
     closures: bool = False
+    augment: int | None = None
 
     @property
     def needs_metric(self) -> bool:
         return self.scheduler is not None and self.scheduler.name == "ReduceLROnPlateau"
 
+    def start_schedule(self, opt_state: Any) -> tuple[tuple[Any, ...], Any]:
+        """The scheduler's first states, one for each OptState, and the optimizer's with the rates of epoch 0."""
+        if self.scheduler is None:
+            return (), opt_state
+        scheds, states = zip(*map(self.scheduler.init, states_of(opt_state)), strict=True)
+        return scheds, with_states(opt_state, states)
+
+    def schedule(self, sched: tuple[Any, ...], opt_state: Any, metric: Any) -> tuple[tuple[Any, ...], Any]:
+        """The scheduler's step. `metric` is what a plateau is one of."""
+        if self.scheduler is None:
+            return sched, opt_state
+        metric = metric if self.needs_metric else None
+        pairs = [
+            self.scheduler.step(one, state, metric) for one, state in zip(sched, states_of(opt_state), strict=True)
+        ]
+        scheds, states = zip(*pairs, strict=True)
+        return scheds, with_states(opt_state, states)
+
+    def learning_rates(self, opt_state: Any) -> jax.Array:
+        """The learning rate of each parameter group, or where there are two optimizers, of each of them."""
+        states = states_of(opt_state)
+        groups = states[0].param_groups if len(states) == 1 else [state.param_groups[0] for state in states]
+        with float64():
+            return jnp.stack([to_float64(group["lr"]) for group in groups])
+
+
+def _is_state(x: Any) -> bool:
+    return isinstance(x, OptState)
+
+
+def states_of(opt_state: Any) -> list[OptState]:
+    """The OptStates inside, one an optimizer."""
+    return [x for x in jax.tree.leaves(opt_state, is_leaf=_is_state) if _is_state(x)]
+
+
+def with_states(opt_state: Any, states: Any) -> Any:
+    """The same with other OptStates inside."""
+    new = iter(states)
+    return jax.tree.map(lambda x: next(new) if _is_state(x) else x, opt_state, is_leaf=_is_state)
+
 
 def make_training(config: Config) -> Training:
-    """What `--optimizer`, `--scheduler` and the flags around them name."""
-    optimizer, scheduler = make_optimizer(config), make_scheduler(config)
-    if scheduler is not None:
-        try:
-            scheduler.init(optimizer.init(NO_PARAMS))
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"--scheduler {config.scheduler}: {error}") from error
-    average = None if config.ema is None else averaged_model(multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+    """What `--optimizer`, `--scheduler` and the flags around them name.
+
+    Raises:
+      UsageError: there is no such thing, or it does not take what it is given.
+    """
+    optimizer = make_optimizer(config)
     closures = isinstance(getattr(optimizer.update, "__self__", None), ClosureAlgorithm)
-    return Training(optimizer, scheduler, config.scheduler_interval == "step", average, closures)
+    if config.accumulate > 1 and closures:
+        raise UsageError(
+            f"--accumulate {config.accumulate}: {config.optimizer} evaluates the loss of a batch several times a step; "
+            f"write --batch-size {config.accumulate * config.batch_size}"
+        )
+    if config.clip_grad_norm is not None and closures:
+        raise UsageError(
+            f"--clip-grad-norm {config.clip_grad_norm:g}: {config.optimizer} makes its own gradients; leave it out"
+        )
+    if config.clip_grad_norm is not None:
+        clipping = _Clipping(optimizer, config.clip_grad_norm)
+        optimizer = Optimizer(clipping.init, clipping.update)
+    average = None if config.ema is None else averaged_model(multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+    return Training(
+        optimizer=optimizer if config.accumulate == 1 else every_k(optimizer, config.accumulate),
+        scheduler=make_scheduler(config),
+        every_step=config.scheduler is not None and config.scheduler_interval == "step",
+        average=average,
+        closures=closures,
+        augment=config.seed if config.augment else None,
+    )
 
 
 def make_optimizer(config: Config) -> Optimizer:
-    """The optimizer that `--optimizer`, `--lr` and `--option` name, with clipping and accumulation around it."""
-    factory = _choose("--optimizer", config.optimizer, optimizers)
+    """The optimizer that `--optimizer`, `--lr` and `--option` name, alone."""
     options = optimizer_options(config)
     try:
-        optimizer = factory(**options)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"--optimizer {config.optimizer} with {_written(options)}: {error}") from error
-    if config.clip_grad_norm is not None:
-        optimizer = _clipped(optimizer, config.clip_grad_norm)
-    return optimizer if config.accumulate == 1 else every_k(optimizer, config.accumulate)
+        return OPTIMIZERS[config.optimizer](**options)
+    except Exception as error:  # whatever a factory does not take
+        raise UsageError(f"--optimizer {config.optimizer} with {written(options)}: {one_line(error)}") from error
 
 
 def make_scheduler(config: Config) -> Scheduler | None:
@@ -78,27 +139,28 @@ def make_scheduler(config: Config) -> Scheduler | None:
         if config.scheduler_option:
             raise UsageError(f"--scheduler-option {config.scheduler_option[0]}: needs a --scheduler")
         return None
-    factory = _choose("--scheduler", config.scheduler, SCHEDULERS)
     options = scheduler_options(config)
     try:
-        return factory(**options)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"--scheduler {config.scheduler} with {_written(options)}: {error}") from error
+        return SCHEDULERS[config.scheduler](**options)
+    except Exception as error:
+        raise UsageError(f"--scheduler {config.scheduler} with {written(options)}: {one_line(error)}") from error
 
 
 def optimizer_options(config: Config) -> dict[str, Any]:
     """The keyword arguments that `--lr` and `--option` give the optimizer's factory."""
+    factory = _choose("--optimizer", config.optimizer, OPTIMIZERS)
     for text in config.option:
         if text.startswith("lr="):
             raise UsageError(f"--option {text}: write --lr {text[3:]}")
-    options = _options("--option", config.optimizer, config.option, optimizers[config.optimizer])
+    options = keywords("--option", config.optimizer, config.option, factory)
     return options if config.lr is None else {"lr": config.lr, **options}
 
 
 def scheduler_options(config: Config) -> dict[str, Any]:
     """The keyword arguments that `--scheduler-option` gives the scheduler's factory."""
     assert config.scheduler is not None
-    return _options("--scheduler-option", config.scheduler, config.scheduler_option, SCHEDULERS[config.scheduler])
+    factory = _choose("--scheduler", config.scheduler, SCHEDULERS)
+    return keywords("--scheduler-option", config.scheduler, config.scheduler_option, factory)
 
 
 def _choose(flag: str, name: str, factories: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
@@ -107,60 +169,9 @@ def _choose(flag: str, name: str, factories: Mapping[str, Callable[..., Any]]) -
     return factories[name]
 
 
-def _options(flag: str, owner: str, texts: Sequence[str], factory: Callable[..., Any]) -> dict[str, Any]:
-    known = {
-        name: parameter.default
-        for name, parameter in inspect.signature(factory).parameters.items()
-        if name not in ("lr", "param_groups")
-    }
-    options: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise UsageError(f"{flag} {text}: write KEY=VALUE, such as {next(iter(known))}=VALUE")
-        if key not in known:
-            raise UsageError(f"{flag} {text}: {owner} has no such option; it has {', '.join(known)}")
-        options[key] = _literal(value)
-        if not _alike(options[key], known[key]):
-            example = "0.1 or 10,20" if known[key] is inspect.Parameter.empty else known[key]
-            raise UsageError(f"{flag} {text}: the value must be a Python literal, such as {key}={example}")
-    return options
-
-
-def _written(options: Mapping[str, Any]) -> str:
-    return " ".join(f"{key}={value}" for key, value in options.items()) or "no options"
-
-
-def _literal(text: str) -> Any:
-    """The value of a Python literal, and of anything else the text itself."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-def _alike(value: Any, default: Any) -> bool:
-    """Whether an option with this default could have the value: a number for a number, two for two."""
-    if isinstance(default, tuple):
-        return (
-            isinstance(value, tuple)
-            and len(value) == len(default)
-            and all(_alike(one, other) for one, other in zip(value, default, strict=True))
-        )
-    if isinstance(default, bool):
-        return isinstance(value, bool)
-    if isinstance(default, int | float):
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return default is not inspect.Parameter.empty or not isinstance(value, str)
-
-
-def _clipped(optimizer: Optimizer, max_norm: float) -> Optimizer:
-    """`clip_grad_norm_(parameters, max_norm)` before every step."""
-    clipping = _Clipping(optimizer, max_norm)
-    return Optimizer(clipping.init, clipping.update)
-
-
 class _Clipping(Algorithm):
+    """`clip_grad_norm_(parameters, max_norm)` before every step."""
+
     def __init__(self, optimizer: Optimizer, max_norm: float):
         self.optimizer, self.max_norm = optimizer, max_norm
 

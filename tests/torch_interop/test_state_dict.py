@@ -1,5 +1,6 @@
 """What state dicts can be like: partial, old, in odd order, of other shapes, in several groups."""
 
+import inspect
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from flax import nnx
 
 import jaxopt_port as optim
 from jaxopt_port.torch_interop import layout, load_optimizer, optimizer_state_dict
+from jaxopt_port.torch_interop.states.torch_groups import MATRICES
 
 PARAMS = {"a": jnp.arange(2.0), "b": jnp.ones((2, 3)), "c": jnp.zeros(())}
 
@@ -62,7 +64,7 @@ def test_parameters_that_never_stepped() -> None:
     del state_dict["state"][1]
     optimizer, state = load_optimizer(optim.adam, state_dict, PARAMS)
     np.testing.assert_array_equal(state.steps[0]["step"], [3, 0, 3])
-    assert not state.slots["b"].exp_avg.any()
+    assert not state.slots.exp_avg["b"].any()
     assert optimizer_state_dict(optimizer, state, PARAMS)["state"].keys() == {0, 2}
 
 
@@ -95,18 +97,30 @@ def test_groups_are_told_by_shapes_or_names() -> None:
     assert optimizer_state_dict(optimizer, state, PARAMS)["param_groups"][1]["param_names"] == ["c", "a"]
 
 
+def test_groups_of_equal_shapes_follow_one_another() -> None:
+    params = {name: jnp.ones(2) for name in ("w1", "w2", "w3")}
+    states = {i: {**adam_state(np.ones(2)), "exp_avg": np.full(2, float(i))} for i in range(3)}
+    state_dict = {"state": states, "param_groups": [adam_group([0, 1]), adam_group([2], lr=0.5)]}
+    with pytest.warns(UserWarning, match="are taken to follow one another, w1 to w2; w3. Give each group its names"):
+        optimizer, state = load_optimizer(optim.adam, state_dict, params)
+    assert [group["lr"] for group in optim.get_hyper(state)] == [0.1, 0.5]
+    exported = optimizer_state_dict(optimizer, state, params)
+    assert [group["param_names"] for group in exported["param_groups"]] == [["w1", "w2"], ["w3"]]
+    assert [exported["state"][i]["exp_avg"][0] for i in range(3)] == [0, 1, 2]
+
+
 def test_groups_that_cannot_be_told() -> None:
-    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    params = {"w1": jnp.ones(2), "w2": jnp.ones(3), "w3": jnp.ones(2), "w4": jnp.ones(2)}
     state_dict = {
-        "state": {i: adam_state(np.ones(2)) for i in range(2)},
-        "param_groups": [adam_group([0]), adam_group([1])],
+        "state": {i: adam_state(np.ones(n)) for i, n in enumerate((3, 2, 2, 2))},
+        "param_groups": [adam_group([0, 1]), adam_group([2, 3])],
     }
-    with pytest.raises(ValueError, match=r'allow more than one way: .*"param_names"\] = \[...\], of: a, b'):
+    with pytest.raises(ValueError, match=r"Several ways .* shapes of its states\. Give each group its names"):
         load_optimizer(optim.adam, state_dict, params)
-    state_dict["state"][1] = adam_state(np.ones(3))
-    with pytest.raises(ValueError, match=r"doesn't match the parameters: .*a \[2\], b \[2\]"):
+    state_dict["state"][1] = adam_state(np.ones(4))
+    with pytest.raises(ValueError, match=r"doesn't match the parameters\. In no order .*w1 \[2\], w2 \[3\]"):
         load_optimizer(optim.adam, state_dict, params)
-    with pytest.raises(ValueError, match="contains 2 parameters, params 3: a, b, c"):
+    with pytest.raises(ValueError, match=r"contains 4 parameters, params 3: say .*param_names=.*a \[2\], b"):
         load_optimizer(optim.adam, state_dict, PARAMS)
 
 
@@ -135,7 +149,7 @@ def test_named_parameters_leave_the_others_frozen() -> None:
         (optim.adam, {"step": None}, "parameter 'a' has no step: it is not one of adam"),
         (optim.adam, {"exp_avg_sq": None}, "parameter 'a' has no 'exp_avg_sq'"),
         (optim.adam, {"exp_avg": np.ones(2) * 1j}, "complex"),
-        (optim.nonlinear_cg, {}, "torch has no nonlinear conjugate gradients"),
+        (optim.nonlinear_cg, {}, "torch has no nonlinear_cg, and no state dict of it"),
     ],
 )
 def test_what_does_not_fit_is_refused(factory: Any, change: dict[str, Any], message: str) -> None:
@@ -161,9 +175,8 @@ def test_adafactors_factors_change_places_with_the_axes() -> None:
     group = {"lr": 0.1, "beta2_decay": -0.8, "eps": (None, 1e-3), "d": 1.0, "weight_decay": 0.0, "params": [0, 1]}
     state_dict = {"state": {0: factored, 1: {"step": np.float32(1), "variance": np.ones(3)}}, "param_groups": [group]}
     optimizer, state = load_optimizer(optim.adafactor, state_dict, DENSE, mapping)
-    slot = state.slots["Dense_0"]["kernel"]
-    np.testing.assert_array_equal(slot.row_var, columns.T)
-    np.testing.assert_array_equal(slot.col_var, rows.T)
+    np.testing.assert_array_equal(state.slots.row_var["Dense_0"]["kernel"], columns.T)
+    np.testing.assert_array_equal(state.slots.col_var["Dense_0"]["kernel"], rows.T)
     exported = optimizer_state_dict(optimizer, state, DENSE, mapping)["state"][0]
     np.testing.assert_array_equal(exported["row_var"], rows)
     np.testing.assert_array_equal(exported["col_var"], columns)
@@ -194,7 +207,7 @@ def test_one_parameter_of_torchs_that_is_three_here() -> None:
     state_dict = {"state": states, "param_groups": [adam_group([0, 1, 2, 3])]}
     optimizer, state = load_optimizer(optim.adam, state_dict, params, mapping)
     weight = states[0]["exp_avg"][4:8]  # the key's
-    np.testing.assert_array_equal(state.slots["key"]["kernel"].exp_avg, weight.T.reshape(4, 2, 2))
+    np.testing.assert_array_equal(state.slots.exp_avg["key"]["kernel"], weight.T.reshape(4, 2, 2))
     exported = optimizer_state_dict(optimizer, state, params, mapping)["state"]
     for i, one in states.items():
         for key, value in one.items():
@@ -214,7 +227,8 @@ def test_lbfgs_vectors_move_with_the_layout() -> None:
     group |= {"history_size": 2, "line_search_fn": None, "params": [0, 1]}
     state_dict = {"state": {0: one}, "param_groups": [group]}
     optimizer, state = load_optimizer(optim.lbfgs, state_dict, DENSE, mapping)
-    np.testing.assert_array_equal(state.slots.d, [6, 7, 8, 0, 2, 4, 1, 3, 5])  # bias first, the kernel transposed
+    np.testing.assert_array_equal(state.slots.d["Dense_0"]["bias"], [6, 7, 8])
+    np.testing.assert_array_equal(state.slots.d["Dense_0"]["kernel"], [[0, 2, 4], [1, 3, 5]])
     exported = optimizer_state_dict(optimizer, state, DENSE, mapping)
     assert {k: v for k, v in exported["param_groups"][0].items() if k != "param_names"} == group
     for key, value in one.items():
@@ -243,7 +257,7 @@ def test_lbfgs_has_complex_numbers_as_pairs() -> None:
     group |= {"history_size": 2, "line_search_fn": "strong_wolfe", "params": [0]}
     state_dict = {"state": {0: {**one, "prev_flat_grad": vector, "prev_loss": 1.0}}, "param_groups": [group]}
     optimizer, state = load_optimizer(optim.lbfgs, state_dict, params, mapping)
-    np.testing.assert_array_equal(state.slots.d, vector)
+    np.testing.assert_array_equal(state.slots.d["kernel"], [[1 + 2j], [3 + 4j]])
     exported = optimizer_state_dict(optimizer, state, params, mapping)["state"][0]
     np.testing.assert_array_equal(exported["d"], vector)
     assert (exported["old_dirs"], exported["prev_loss"]) == ([], 1.0)
@@ -257,7 +271,7 @@ def test_boxed_parameters_get_boxed_moments() -> None:
     state_dict = {"state": states, "param_groups": [adam_group([0, 1])]}
     optimizer, state = load_optimizer(optim.adam, state_dict, params, mapping)
     assert jax.tree.structure(state) == jax.tree.structure(optimizer.init(params))
-    np.testing.assert_array_equal(jax.tree.leaves(state.slots["kernel"].exp_avg)[0], weight.T)
+    np.testing.assert_array_equal(jax.tree.leaves(state.slots.exp_avg["kernel"])[0], weight.T)
     exported = optimizer_state_dict(optimizer, state, params, mapping)
     np.testing.assert_array_equal(exported["state"][0]["exp_avg"], weight)
 
@@ -269,4 +283,39 @@ def test_the_state_is_a_copy_that_steps_may_donate() -> None:
     exported = optimizer_state_dict(optimizer, state, PARAMS)["state"][0]["exp_avg"]
     moment[:] = 7
     exported[:] = 8
-    np.testing.assert_array_equal(state.slots["a"].exp_avg, 1)
+    np.testing.assert_array_equal(state.slots.exp_avg["a"], 1)
+
+
+def muon_dict(*groups: list[int]) -> dict[str, Any]:
+    options = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.95, "nesterov": True, "eps": 1e-7, "ns_steps": 5}
+    options |= {"ns_coefficients": (3.4445, -4.775, 2.0315), "adjust_lr_fn": None}
+    shapes = {0: (8, 2), 1: (3, 8)}
+    states = {i: {"momentum_buffer": np.ones(shapes[i], np.float32)} for ids in groups for i in ids}
+    return {"state": states, "param_groups": [{**options, "params": ids} for ids in groups]}
+
+
+@pytest.mark.skipif(MATRICES not in inspect.signature(optim.muon).parameters, reason="muon has no argument for it")
+def test_muon_knows_which_axes_are_torchs_rows() -> None:
+    torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
+    params = {"fc": {"kernel": jnp.zeros((2, 8))}, "own": jnp.zeros((3, 8))}
+    mapping = layout.infer({"fc.weight": (8, 2), "own": (3, 8)}, params)
+    with pytest.raises(ValueError, match=r"lie in several ways in flax, as fc.weight and own do"):
+        load_optimizer(optim.muon, muon_dict([0, 1]), params, mapping)
+    state_dict = muon_dict([0], [1])
+    optimizer, state = load_optimizer(optim.muon, state_dict, params, mapping)
+    weights = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((8, 2), (3, 8))]
+    theirs = torch.optim.Muon([{"params": [weight]} for weight in weights])
+    exported = optimizer_state_dict(optimizer, state, params, mapping)
+    for group in exported["param_groups"]:
+        group.pop("param_names")
+    assert exported["param_groups"] == state_dict["param_groups"]
+    as_tensors = [{"momentum_buffer": torch.from_numpy(one["momentum_buffer"])} for one in exported["state"].values()]
+    theirs.load_state_dict({**exported, "state": dict(enumerate(as_tensors))})
+    rng = np.random.default_rng(0)
+    for weight in weights:
+        weight.grad = torch.from_numpy(rng.standard_normal(weight.shape, np.float32))
+    grads = {"fc": {"kernel": jnp.asarray(weights[0].grad.numpy().T)}, "own": jnp.asarray(weights[1].grad.numpy())}
+    theirs.step()
+    params, _ = optimizer.step(grads, state, params)
+    np.testing.assert_allclose(params["fc"]["kernel"], weights[0].detach().numpy().T, atol=1e-3)
+    np.testing.assert_allclose(params["own"], weights[1].detach().numpy(), atol=1e-3)

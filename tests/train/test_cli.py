@@ -11,7 +11,8 @@ import PIL.Image
 import pytest
 
 from train.__main__ import main
-from train.config import RECIPES, parse
+from train.command_line import parse
+from train.recipes import RECIPES
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *argv: object) -> int:
@@ -51,7 +52,7 @@ def test_a_run_leaves_a_folder(
 
 
 def test_an_evaluated_run_with_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    argv = "--recipe cifar10 --dataset digits --limit 64 --epochs 1 --optimizer adam --option betas=0.8,0.9 --quiet"
+    argv = "cifar10 --dataset digits --limit 64 --epochs 1 --optimizer adam --option betas=0.8,0.9 --quiet"
     assert command(monkeypatch, *argv.split(), "--run-dir", tmp_path / "run") == 0
     (line,) = records(tmp_path / "run")
     assert line["lr"] == [1e-3]
@@ -89,17 +90,18 @@ def test_divergence_is_recorded_and_said(
 
 
 def test_the_tutorials_divergence_is_torchs_too() -> None:
-    from train.loop import Epoch
+    from train.epoch import Epoch
     from train.run import diverged
 
     last = Epoch(19, 180_007, np.array([1.0, np.nan]), np.zeros(2), np.ones(2), 1.0, np.full((2, 1), 0.01))
-    message = diverged(RECIPES["tutorial"](), last)
+    message = diverged(RECIPES["tutorial"](), last._replace(norms={"Conv_0": 1e30}), None)
     assert "at step 180,007, step 2 of epoch 19" in message
+    assert "Conv_0 1e+30; there is no checkpoint" in message
     assert "PyTorch's run of this tutorial diverges too" in message
 
 
 def test_a_recipe_is_what_the_other_flags_change() -> None:
-    data_dir = ("--recipe", "cifar10", "--data-dir", "x")
+    data_dir = ("cifar10", "--data-dir", "x")
     assert parse([]) == RECIPES["tutorial"]()
     assert parse([*data_dir, "--option", "nesterov=True"]).option == ("momentum=0.9", "nesterov=True")
     changed = parse([*data_dir, "--lr", "0.5", "--batch-size=32"])
@@ -111,7 +113,6 @@ def test_a_recipe_is_what_the_other_flags_change() -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ("--recipe imagenet", "--recipe imagenet: unknown; the recipes are tutorial, cifar10"),
         ("--batch-size 0", "--batch-size 0: must be at least 1"),
         ("--epochs 0", "--epochs 0: must be at least 1"),
         ("--limit -1", "--limit -1: must be at least 1"),
@@ -123,13 +124,13 @@ def test_a_recipe_is_what_the_other_flags_change() -> None:
         ("--option lr=1", "--option lr=1: write --lr 1"),
         (
             "--option nesterov=yes",
-            "--option nesterov=yes: the value must be a Python literal, such as nesterov=F",
+            "--option nesterov=yes: nesterov is True or False, such as nesterov=F",
         ),
         ("--lr -1", "--optimizer sgd with lr=-1.0: Invalid learning rate: -1.0"),
         ("--option nesterov=True", "--optimizer sgd with lr=0.01 nesterov=True: Nesterov momentum requires"),
-        ("--optimizer adam --option betas=0.9", r"--option betas=0.9: .* such as betas=\(0.9, 0.999\)"),
+        ("--optimizer adam --option betas=0.9", "--option betas=0.9: betas takes 2 numbers, such as betas=0.9,0.999"),
         ("--optimizer adam --option betas=0.9,2.0", r"--optimizer adam with betas=\(0.9, 2.0\): Invalid beta"),
-        ("--optimizer muon", "--optimizer muon: Muon only supports 2D parameters"),
+        ("--optimizer muon --lr 0.1", "--optimizer muon with lr=0.1: Muon only supports 2D parameters"),
         ("--scheduler cosine", "--scheduler cosine: unknown; the schedulers are .*cosine_annealing_lr"),
         ("--scheduler lambda_lr", "--scheduler lambda_lr: unknown"),
         ("--scheduler step_lr", "--scheduler step_lr with no options: .*step_size"),
@@ -147,8 +148,28 @@ def test_a_recipe_is_what_the_other_flags_change() -> None:
         ("--accumulate 0", "--accumulate 0: must be at least 1"),
         ("--clip-grad-norm 0", r"--clip-grad-norm 0\.0: must be above 0"),
         ("--ema 2", r"--ema 2\.0: must be in \[0, 1\]"),
-        ("--dataset cifar10", "--dataset cifar10: say where it is with --data-dir DIR"),
-        ("--dataset cifar10 --data-dir nowhere", "--data-dir nowhere: no cifar10/VERSION/dataset_info.json there"),
+        ("--lr nan", "--lr nan: is not a number"),
+        ("--steps 99999999999", "--steps 99999999999: must be at least 1 and below 2"),
+        ("--optimizer lbfgs --option line_search_fn=foo", "--optimizer lbfgs with line_search_fn=foo: only 'strong_w"),
+        ("--optimizer lbfgs --accumulate 2", "--accumulate 2: lbfgs evaluates .*; write --batch-size 2"),
+        ("--optimizer lbfgs --clip-grad-norm 1", "--clip-grad-norm 1: lbfgs makes its own gradients"),
+        ("--optimizer lbfgs --option history_size=9999999999", "--optimizer lbfgs with history_size=9999999999: "),
+        ("--optimizer lbfgs --option history_size=99999999", "--optimizer lbfgs with .*: its state takes 1"),
+        (
+            "--scheduler cosine_annealing_lr --scheduler-option T_max=0",
+            "--scheduler cosine_annealing_lr with T_max=0: .*ZeroDivision",
+        ),
+        (
+            "--scheduler step_lr --scheduler-option step_size=0",
+            "--scheduler step_lr with step_size=0: Expected positive",
+        ),
+        ("--dataset ../x", "--dataset ../x: is no name of a dataset"),
+        ("--dataset mnist --data-dir /nowhere", "--data-dir /nowhere: no mnist/VERSION/dataset_info.json there"),
+        ("--archive x.tar.gz", "--archive .*x.tar.gz: is for --dataset cifar10 and cifar100, not digits"),
+        ("--dataset cifar10 --archive no.tar.gz", "--archive .*no.tar.gz: there is no such file"),
+        ("--resume nowhere", "--resume nowhere: is not the folder of a run"),
+        ("--export-torch /dev/null", "--export-torch /dev/null: is no place for a regular file"),
+        ("--export-torch /proc/self/comm", "--export-torch /proc/self/comm: is no place for a regular file"),
     ],
 )
 def test_errors_are_one_line(
@@ -176,7 +197,9 @@ def test_a_run_is_never_overwritten(
 
 
 def test_help_is_fast_and_a_typo_gets_a_hint() -> None:
-    code = "import sys, train.config; sys.exit(any(name in sys.modules for name in ('jax', 'matplotlib', 'torch')))"
+    code = (
+        "import sys, train.command_line; sys.exit(any(name in sys.modules for name in ('jax', 'matplotlib', 'torch')))"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
     typo = subprocess.run([sys.executable, "-m", "train", "--bach-size", "2"], capture_output=True, text=True)
     assert typo.returncode == 2

@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train import data, loop, step
+from train import data, step
 from train.compare import blame, lockstep, report, verdict
 from train.compare.__main__ import arguments, main
 from train.compare.blame import Blame
 from train.compare.lockstep import YARDSTICKS, Lockstep
 from train.compare.messages import Task
 from train.config import Config
+from train.data import Data
 from train.errors import UsageError
 from train.training import Training, make_training
 
@@ -37,7 +38,7 @@ SMALL = {name: YARDSTICKS[name] for name in ("oneDNN with SSE 4.1",)}
 def _little_work(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in YARDSTICKS.keys() - SMALL.keys():
         monkeypatch.delitem(YARDSTICKS, name)
-    monkeypatch.setattr(loop, "make_step", cache(loop.make_step))
+    monkeypatch.setattr(lockstep, "make_step", cache(lockstep.make_step))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
@@ -112,7 +113,7 @@ def compared(monkeypatch: pytest.MonkeyPatch, training: Training, config: Config
     monkeypatch.setattr(blame, "torch_process", torch_here)
     run = Lockstep(config, training, 32.0)
     examples = data.load(config.dataset, config.split).first(config.limit)
-    for _ in run.epochs(examples, None):
+    for _ in run.epochs(Data(examples, None, 10, "")):
         pass
     found = blame.blame(run, examples)
     where = "never part" if found is None else f"after step {found.step:,}, in {verdict.NAMES[found.parameter]}"

@@ -5,17 +5,17 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from train import data, loop
 from train.config import Config
-from train.loop import Epoch, evaluate_all, fit
-from train.model import Network, cross_entropy, init_params
-from train.start import epoch_order, initial_params
-from train.step import init
+from train.data import Data, Examples
+from train.epoch import Epoch
+from train.loop import Moment, evaluate_all, fit
+from train.model import Network, cross_entropy
+from train.start import epoch_order, start
 from train.training import Training, make_training
 
 SHORT = Config(lr=0.01, batch_size=16, epochs=2, option=("momentum=0.9",), shuffle=True)
@@ -36,27 +36,47 @@ def training(config: Config) -> Training:
     return make_training(config)
 
 
-def epochs(config: Config, **kwargs: Any) -> Iterator[Epoch]:
+def moments(config: Config, test: Examples | None = None) -> Iterator[Moment]:
     some = data.load("digits", "test").first(config.limit or EXAMPLES)
-    same = replace(Config(), **{name: getattr(config, name) for name in CHANGES})
-    state = init(training(same), initial_params(config))
-    return (epoch for epoch, _ in fit(config, training(same), state, some, **kwargs))
+    same = training(replace(Config(), **{name: getattr(config, name) for name in CHANGES}))
+    return fit(config, same, Moment(start(config, same, 10)), Data(some, test, 10, ""))
 
 
-def test_scan_takes_the_same_steps_and_stops_where_told() -> None:
+def epochs(config: Config, test: Examples | None = None) -> Iterator[Epoch]:
+    return (moment.ended for moment in moments(config, test) if moment.ended is not None)
+
+
+def test_scan_takes_the_same_steps_and_stops_where_told(monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(SHORT, steps=5)
-    seen: list[int] = []
-    run = list(epochs(config, scan=False, on_steps=seen.append))
-    assert [epoch.step for epoch in run] == [3, 5]
-    assert seen == [1] * 5
-    seen.clear()
-    for one, scanned in zip(run, epochs(config, scan=True, on_steps=seen.append), strict=True):
+    assert [(moment.step, moment.ended is None) for moment in moments(config)] == [
+        (1, True),
+        (2, True),
+        (3, False),
+        (4, True),
+        (5, False),
+    ]
+    run = list(epochs(config))
+    monkeypatch.setattr(loop, "scans", lambda: True)
+    for one, scanned in zip(run, epochs(config), strict=True):
         np.testing.assert_allclose(one.losses, scanned.losses, rtol=1e-5)
         np.testing.assert_array_equal(one.correct, scanned.correct)
         np.testing.assert_array_equal(one.examples, scanned.examples)
         assert one.step == scanned.step
         np.testing.assert_array_equal(one.lr, scanned.lr)
-    assert seen == [2, 1, 2]
+    assert [moment.step for moment in moments(config)] == [2, 3, 5]
+
+
+def test_a_chunk_ends_where_a_checkpoint_is_due() -> None:
+    """And a run that goes on has the same chunks as one that was not stopped."""
+    order = np.arange(1003)
+    every = replace(SHORT, batch_size=2, checkpoint_every=30)
+    whole = list(loop.batches(order, every, 0, 1007, 100))
+    ends = np.cumsum([len(chunk) for chunk in whole])
+    assert {1007 + end for end in ends} >= set(range(1020, 1508, 30))
+    np.testing.assert_array_equal(np.concatenate([chunk.ravel() for chunk in whole]), order)
+    for at, end in enumerate(ends, start=1):
+        rest = list(loop.batches(order, every, int(end), 1007, 100))
+        assert [chunk.tolist() for chunk in rest] == [chunk.tolist() for chunk in whole[at:]]
 
 
 def test_the_last_partial_batch_is_kept() -> None:
@@ -82,18 +102,21 @@ def test_order() -> None:
 
 
 @pytest.mark.parametrize("scan", [False, True])
-def test_stops_at_the_first_loss_that_is_not_finite(scan: bool) -> None:
-    run = list(epochs(replace(SHORT, lr=100.0, epochs=50, limit=32), scan=scan))
+def test_stops_at_the_first_loss_that_is_not_finite(scan: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "scans", lambda: scan)
+    run = list(epochs(replace(SHORT, lr=100.0, epochs=50, limit=32)))
     assert len(run) < 50
     assert all(epoch.finite for epoch in run[:-1])
     assert not run[-1].finite
     assert np.isfinite(run[-1].losses[:-1]).all()
     assert run[-1].step == sum(len(epoch.losses) for epoch in run)
+    assert run[-1].norms is not None
+    assert max(run[-1].norms.values()) > 1e3
 
 
 def test_evaluates_every_example_once() -> None:
     examples = data.load("digits", "train").first(700)  # more than a batch, and not a multiple of one
-    params = init_params(jax.random.key(0))
+    params = start(SHORT, training(Config()), 10).params
     logits: Any = Network().apply({"params": params}, examples.images)
     expected = (
         float(cross_entropy(logits, jnp.asarray(examples.labels))),
@@ -103,7 +126,9 @@ def test_evaluates_every_example_once() -> None:
 
 
 RUNS = {
-    "batch of one": Config(lr=0.01, epochs=2),
+    # So short and slow that a rounding, which a tie in max pooling magnifies, has not grown: after 40 examples with
+    # lr 0.01 losses are 2e-4 apart, and torch's own as far between oneDNN with AVX-512 and with AVX2.
+    "batch of one": Config(lr=0.001, epochs=2, limit=8),
     "momentum": SHORT,
     "schedule by step, clipped, accumulated, averaged": replace(
         SHORT,
@@ -128,16 +153,17 @@ def test_it_is_torchs_run(name: str) -> None:
     from train.compare.lockstep import make_task
     from train.compare.torch_run import Run
 
-    config, examples = replace(RUNS[name], init="torch"), data.load("digits", "test").first(EXAMPLES)
+    config = replace(RUNS[name], init="torch")
+    examples = data.load("digits", "test").first(config.limit or EXAMPLES)
     test = examples if config.ema else None
     run, theirs = Run(make_task("run", config, {}), examples, test), []
     for number, batches in run.epochs():
         for batch in batches:
             run.step(batch)
         theirs.append(run.end_epoch(number))
-    ours = list(epochs(config, test=test))
-    np.testing.assert_allclose([e.running_loss for e in ours], [e.running_loss for e in theirs], rtol=1e-5)
+    ours = list(epochs(config, test))
     for mine, its in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine.losses, its.losses, rtol=1e-5)
         np.testing.assert_array_equal(mine.lr, its.lr)
         np.testing.assert_array_equal(mine.correct, its.correct)
     if config.scheduler is not None:

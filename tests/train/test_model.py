@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from train import data
-from train.model import Network, Params, cross_entropy, init_params, max_pool
+from train.config import Config
+from train.model import Network, Params, cross_entropy, max_pool
 
 torch = pytest.importorskip("torch")
 from tests.train import torch_side  # noqa: E402
@@ -31,7 +32,7 @@ def test_forward_and_backward_are_torchs(kind: str, dtype: str, tolerance: float
         return cross_entropy(logits, jnp.asarray(labels)), logits
 
     with jax.enable_x64(dtype == "float64"):
-        params = jax.tree.map(lambda p: p.astype(dtype), init_params(jax.random.key(0)))
+        params = jax.tree.map(lambda p: p.astype(dtype), torch_side.initial_params(Config()))
         (loss, logits), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params)
 
     torch_dtype = getattr(torch, dtype)
@@ -52,7 +53,7 @@ def test_forward_and_backward_are_torchs(kind: str, dtype: str, tolerance: float
 def test_every_pixel_value_is_to_tensors() -> None:
     values = np.tile(np.arange(256, dtype=np.uint8), 4)
     images = values.reshape(1, 32, 32, 1).repeat(3, axis=-1)
-    params = jax.tree.map(jnp.zeros_like, init_params(jax.random.key(0)))
+    params = jax.tree.map(jnp.zeros_like, torch_side.initial_params(Config()))
     params["Conv_0"]["kernel"] = params["Conv_0"]["kernel"].at[2, 2, 0, 0].set(1)  # hands the red pixels on
     seen = jax.jit(lambda images: Network().apply({"params": params}, images, capture_intermediates=True)[1])(images)
     pixels = seen["intermediates"]["Conv_0"]["__call__"][0][..., 0]
@@ -78,7 +79,7 @@ def test_max_pool_is_torchs_with_equal_values_and_nan() -> None:
 
 
 def test_initial_parameters_have_torchs_bounds() -> None:
-    params = init_params(jax.random.key(0))
+    params = torch_side.initial_params(Config())
     weights = [value for name, value in torch_side.network(params).named_parameters() if name.endswith("weight")]
     for layer, weight in zip(params, weights, strict=True):
         bound = weight[0].numel() ** -0.5

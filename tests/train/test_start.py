@@ -4,10 +4,17 @@ import jax
 import numpy as np
 import pytest
 
-from train.config import Config, parse
-from train.start import epoch_order, initial_params
+from train.command_line import parse
+from train.config import Config
+from train.model import Params
+from train.start import epoch_order, start
+from train.training import make_training
 
 EXAMPLES = 103
+
+
+def initial_params(config: Config, classes: int = 10) -> Params:
+    return start(config, make_training(config), classes).params
 
 
 def test_both_are_the_networks_parameters() -> None:

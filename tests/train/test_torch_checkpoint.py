@@ -13,8 +13,7 @@ from train.__main__ import main
 torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
 from tests.train import torch_side  # noqa: E402
 from train import data  # noqa: E402
-from train.config import parse  # noqa: E402
-from train.start import initial_params  # noqa: E402
+from train.command_line import parse  # noqa: E402
 
 FLAGS = (
     "--limit 24 --batch-size 4 --option momentum=0.9 --scheduler exponential_lr --scheduler-option gamma=0.5 --quiet"
@@ -32,7 +31,7 @@ class TorchRun:
     def __init__(self) -> None:
         config = parse(FLAGS.split())
         self.examples = data.load("digits", "test").first(config.limit)
-        self.model = torch_side.network(initial_params(config))
+        self.model = torch_side.network(torch_side.initial_params(config))
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)
         self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, 0.5)
 

@@ -4,8 +4,16 @@ import torch
 
 from train.compare import torch_run
 from train.compare.torch_run import to_tensor as to_tensor
+from train.config import Config
 from train.model import Params
+from train.start import start
 from train.torch_layout import weights_in_torch
+from train.training import make_training
+
+
+def initial_params(config: Config) -> Params:
+    """What our run starts from."""
+    return start(config, make_training(config), 10).params
 
 
 def network(params: Params) -> torch.nn.Sequential:

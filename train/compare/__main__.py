@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from train.config import Config, parse
+from train.command_line import parse
+from train.config import Config, flag
 from train.errors import UsageError
 
 BOUND = 32.0
@@ -42,14 +43,16 @@ def arguments(argv: Sequence[str]) -> tuple[Config, float, Path]:
     if not os.access(own.report if own.report.exists() else own.report.absolute().parent, os.W_OK):
         raise UsageError(f"--report {own.report}: cannot be written; give another")
     for name, remedy in (
+        ("augment", "torch would crop and flip otherwise; leave it out"),
+        ("resume", "both runs start from the seed; leave it out"),
         ("run_dir", "no run folder is written; say where the page goes with --report PATH"),
         ("resume_torch", "both runs start from the seed; leave it out"),
         ("export_torch", "no checkpoint is written; leave it out"),
     ):
-        if getattr(config, name) is not None:
-            raise UsageError(f"--{name.replace('_', '-')} {getattr(config, name)}: {remedy}")
-    if config.optimizer == "nonlinear_cg":
-        raise UsageError("--optimizer nonlinear_cg: torch has none to compare with; take lbfgs")
+        if getattr(config, name) not in (None, False):
+            raise UsageError(f"{flag(name, getattr(config, name))}: {remedy}")
+    if config.optimizer in ("nonlinear_cg", "muon_adamw"):
+        raise UsageError(f"--optimizer {config.optimizer}: torch has none to compare with; take another")
     if importlib.util.find_spec("torch") is None:
         raise UsageError("PyTorch is not installed, and is what to compare with: pip install torch")
     return config, own.bound, own.report

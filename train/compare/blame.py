@@ -11,10 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float64
 
-from jaxopt_port import optimizers, restore, torch_interop
+from jaxopt_port import optimizers, torch_interop
 from jaxopt_port.hyper import find_state, replace_state
+from jaxopt_port.scalars import float64
 from train.compare import vectors
-from train.compare.lockstep import EPS, TORCH, YARDSTICKS, Environment, Lockstep, distance, make_task, torch_process
+from train.compare.lockstep import (
+    CLASSES,
+    EPS,
+    TORCH,
+    YARDSTICKS,
+    Environment,
+    Lockstep,
+    distance,
+    make_task,
+    torch_process,
+)
 from train.compare.messages import Choices, Kind, Redone, Vector
 from train.config import Config
 from train.data import Examples
@@ -120,7 +131,7 @@ def blame(lockstep: Lockstep, examples: Examples) -> Blame | None:
             )
 
         ours, others = stages(mine), {name: stages(done) for name, done in dones.items()}
-        own = restore(parting.before).params
+        own = _on_device(parting.before).params
         own_gradient = vectors.vector(gradient(loss_and_grad, own, batches)[1])
         own_choices, same = differing(all_choices(own, batches))
     parameter, distances = parting.parameter, lockstep.distances[:, 0]
@@ -167,10 +178,10 @@ def our_step(
 ) -> Redone:
     """Our step from torch's parameters and state, and with torch's gradients."""
     training = lockstep.training
-    params = torch_interop.layout.to_flax(mapping(), written["model"], before.params)
+    params = torch_interop.layout.to_flax(mapping(CLASSES), written["model"], before.params)
     factory = optimizers[lockstep.config.optimizer]
-    loaded = torch_interop.load_optimizer(factory, written["optimizer"], params, mapping())[1]
-    opt_state = restore(before.opt_state)
+    loaded = torch_interop.load_optimizer(factory, written["optimizer"], params, mapping(CLASSES))[1]
+    opt_state = _on_device(before).opt_state
     state = find_state(opt_state)
     if jax.tree.structure((state.steps, state.slots)) == jax.tree.structure((loaded.steps, loaded.slots)):
         opt_state = replace_state(opt_state, state._replace(steps=loaded.steps, slots=loaded.slots))
@@ -192,6 +203,11 @@ def our_step(
         step=vectors.vector(stepped(mine)),
         update=vectors.vector(stepped(vectors.params(grads, params))),
     )
+
+
+def _on_device(state: State) -> State:
+    with float64():
+        return jax.tree.map(jnp.asarray, state)
 
 
 def gradient(loss_and_grad: LossAndGrad, params: Params, batches: list[Examples]) -> tuple[np.ndarray, Params]:

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 from train import data
+from train.checks import check_run, check_training
 from train.compare import report, verdict
 from train.compare.blame import blame
-from train.compare.lockstep import Lockstep, TorchError, alone
+from train.compare.lockstep import CLASSES, Lockstep, TorchError, alone
 from train.config import Config
 from train.errors import UsageError
-from train.run import check
+from train.loop import Moment
+from train.start import start
 from train.training import Training
 
 
@@ -17,20 +19,22 @@ def compare(config: Config, training: Training, bound: float, path: Path) -> int
 
     Returns the exit status: 1 where our loss did not stay finite.
     """
-    examples = data.load(config.dataset, config.split, config.data_dir).first(config.limit)
-    test = data.load(config.dataset, "test", config.data_dir) if config.evaluates else None
-    check(config, training, len(examples.labels))
+    check_training(config, training)
+    read = data.read(config)
+    if read.classes != CLASSES:
+        raise UsageError(f"--dataset {config.dataset}: has {read.classes} classes, and only {CLASSES} are compared")
+    check_run(config, training, len(read.train.labels), Moment(start(config, training, CLASSES)))
     lockstep, pairs = Lockstep(config, training, bound), []
     try:
         speeds = [
             (ours.images_per_second, torch.images_per_second)
-            for ours, torch in zip(*alone(config, training, examples, test), strict=True)
+            for ours, torch in zip(*alone(config, training, read), strict=True)
         ]
         print(verdict.header(), flush=True)
-        for pair, speed in zip(lockstep.epochs(examples, test), speeds, strict=False):
+        for pair, speed in zip(lockstep.epochs(read), speeds, strict=False):
             pairs.append(pair)
             print(verdict.line(pair, speed), flush=True)
-        found = blame(lockstep, examples)
+        found = blame(lockstep, read.train)
     except TorchError as error:
         raise UsageError(f"--optimizer {config.optimizer}: {error}") from error
     for sentence in verdict.sentences(lockstep, found):

@@ -16,13 +16,13 @@ from jaxtyping import Float, Float64
 from train.compare.messages import Hello, Kind, Step, Task, Vector
 from train.compare.vectors import vector
 from train.config import Config
-from train.data import Examples
+from train.data import Data
 from train.epoch import Epoch
-from train.loop import Advance, Chunk, fit
-from train.start import initial_params
-from train.step import Metrics, Rates, State, init
-from train.torch_layout import SHAPES, weights_in_torch
-from train.training import Training, optimizer_options, scheduler_options
+from train.loop import Moment, batches, end_epoch, fit, is_over, orders
+from train.start import start
+from train.step import State, make_step
+from train.torch_layout import shapes, weights_in_torch
+from train.training import Training, make_training, optimizer_options, scheduler_options
 
 T = TypeVar("T")
 Environment = dict[str, str]
@@ -37,8 +37,9 @@ YARDSTICKS: dict[str, Environment] = {
     "ATen without AVX": TORCH | {"ATEN_CPU_CAPABILITY": "default"},
 }
 EPS = float(np.finfo(np.float32).eps)
-NAMES = tuple(SHAPES)
-STARTS = np.cumsum([0, *(int(np.prod(shape)) for shape in SHAPES.values())])[:-1]
+CLASSES = 10
+NAMES = tuple(shapes(CLASSES))
+STARTS = np.cumsum([0, *(int(np.prod(shape)) for shape in shapes(CLASSES).values())])[:-1]
 
 
 class TorchError(RuntimeError):
@@ -89,9 +90,13 @@ def torch_process(task: Task, environment: Environment) -> Iterator[TorchProcess
 
 def make_task(kind: Kind, config: Config, environment: Environment, **more: Any) -> Task:
     """What a process with that environment is to do."""
-    weights = weights_in_torch(initial_params(config)) if "ATEN_CPU_CAPABILITY" in environment else None
+    weights = _weights(config) if "ATEN_CPU_CAPABILITY" in environment else None
     schedule = None if config.scheduler is None else scheduler_options(config)
     return Task(kind, config, optimizer_options(config), schedule, weights, **more)
+
+
+def _weights(config: Config) -> dict[str, np.ndarray]:
+    return weights_in_torch(start(config, make_training(config), CLASSES).params)
 
 
 class Parting(NamedTuple):
@@ -151,13 +156,13 @@ class Lockstep:
         steps = np.flatnonzero(beyond.any(axis=1))
         return (int(steps[0]) + 1, int(beyond[steps[0]].argmax())) if len(steps) else None
 
-    def epochs(self, examples: Examples, test: Examples | None) -> Iterator[Pair]:
+    def epochs(self, data: Data) -> Iterator[Pair]:
         """Run, yielding each epoch. It ends where our loss is no longer finite."""
         with ExitStack() as stack:
             environments = {"1 thread": TORCH, **YARDSTICKS}
             every = needs_test(self.config, self.training)
             tasks = [
-                make_task("run", self.config, each, evaluates=test is not None and (every or each is TORCH))
+                make_task("run", self.config, each, evaluates=data.test is not None and (every or each is TORCH))
                 for each in environments.values()
             ]
             processes = [
@@ -165,37 +170,45 @@ class Lockstep:
                 for task, each in zip(tasks, environments.values(), strict=True)
             ]
             self.hello = {name: each.read(Hello) for name, each in zip(environments, processes, strict=True)}
-            watch = lambda advance: self._watched(advance, processes)  # noqa: E731
-            state = init(self.training, initial_params(self.config))
-            for ours, _ in fit(self.config, self.training, state, examples, test, scan=False, around=watch):
+            moment = Moment(start(self.config, self.training, CLASSES))
+            step = make_step(self.training)
+            while not is_over(self.config, moment):
+                order, before = orders(self.config, moment, data)
+                for (batch,) in batches(order, self.config, 0, before):
+                    if self.parting is None:
+                        self._remember(moment.state, batch)
+                    examples = data.train.images[batch], data.train.labels[batch]
+                    moment.state, record = step(moment.state, *examples, np.int32(moment.step))
+                    moment.step += 1
+                    moment.steps.add(record)
+                    moment.steps.read()
+                    self._watch(moment.state, processes)
+                    if not moment.steps.finite:
+                        break
+                end_epoch(self.config, self.training, moment, data, order)
+                ours = moment.ended
+                assert ours is not None
                 if not ours.finite:
                     self.stopped = ours.step, float(ours.losses[-1]), self._torch_losses[ours.step - 1]
                     return
                 torch, *others = (process.read(Epoch) for process in processes)
                 yield Pair(ours, torch, others)
 
-    def _watched(self, advance: Advance, processes: list[TorchProcess]) -> Advance:
-        def watched(state: State, chunk: Chunk) -> tuple[State, Metrics, Rates]:
-            if self.parting is None:
-                self._remember(state, chunk)
-            state, metrics, rates = advance(state, chunk)
-            torch, *others = (process.read(Step) for process in processes)
-            self._torch_losses.append(torch.loss)
-            sides = [vector(state.params), *(other.params for other in others)]
-            self._distances.append(np.stack([distance(side, torch.params) for side in sides]))
-            beyond = ~(self._distances[-1][0] <= self.bound)
-            if self.parting is None and beyond.any():
-                assert self._before is not None
-                self.parting = Parting(len(self._distances), int(beyond.argmax()), self._window, self._before)
-            return state, metrics, rates
+    def _watch(self, state: State, processes: list[TorchProcess]) -> None:
+        torch, *others = (process.read(Step) for process in processes)
+        self._torch_losses.append(torch.loss)
+        sides = [vector(state.params), *(other.params for other in others)]
+        self._distances.append(np.stack([distance(side, torch.params) for side in sides]))
+        beyond = ~(self._distances[-1][0] <= self.bound)
+        if self.parting is None and beyond.any():
+            assert self._before is not None
+            self.parting = Parting(len(self._distances), int(beyond.argmax()), self._window, self._before)
 
-        return watched
-
-    def _remember(self, state: State, chunk: Chunk) -> None:
+    def _remember(self, state: State, batch: np.ndarray) -> None:
         """Keep how we stand before the first batch of a step of the optimizer: the state is donated."""
         if len(self._distances) % self.config.accumulate == 0:
             self._before, self._window = jax.tree.map(np.array, state), []
-        self._window.append(chunk[0])
+        self._window.append(batch)
 
 
 def distance(a: Vector, b: Vector) -> Float64[np.ndarray, " parameters"]:
@@ -206,14 +219,12 @@ def distance(a: Vector, b: Vector) -> Float64[np.ndarray, " parameters"]:
     return np.where(apart == 0, 0.0, relative)
 
 
-def alone(
-    config: Config, training: Training, examples: Examples, test: Examples | None
-) -> tuple[list[Epoch], list[Epoch]]:
+def alone(config: Config, training: Training, data: Data) -> tuple[list[Epoch], list[Epoch]]:
     """Both runs again, one after the other, with all of the machine and nothing to say of a step: for their speed."""
-    test = test if needs_test(config, training) else None
-    state = init(training, initial_params(config))
-    ours = [epoch for epoch, _ in fit(config, training, state, examples, test)]
-    with torch_process(make_task("time", config, {}, evaluates=test is not None), {}) as process:
+    data = data if needs_test(config, training) else data._replace(test=None)
+    moments = fit(config, training, Moment(start(config, training, CLASSES)), data)
+    ours = [moment.ended for moment in moments if moment.ended is not None]
+    with torch_process(make_task("time", config, {}, evaluates=data.test is not None), {}) as process:
         process.read(Hello)
         return ours, [process.read(Epoch) for _ in ours]
 

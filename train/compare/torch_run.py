@@ -19,25 +19,24 @@ from train import data
 from train.compare.messages import Hello, Redone, Step, Task, Vector
 from train.data import Examples
 from train.epoch import Epoch
+from train.model import KERNEL, layers
 
 EVALUATION_BATCH = 500
 
 Batch = np.ndarray  # indices of examples
 
 
-def network() -> torch.nn.Sequential:
+def network(classes: int = 10) -> torch.nn.Sequential:
     """The tutorial's network."""
-    return torch.nn.Sequential(
-        torch.nn.Conv2d(3, 32, 5, padding=2),
-        torch.nn.MaxPool2d(2),
-        torch.nn.Conv2d(32, 32, 5, padding=2),
-        torch.nn.MaxPool2d(2),
-        torch.nn.Conv2d(32, 64, 5, padding=2),
-        torch.nn.MaxPool2d(2),
-        torch.nn.Flatten(),
-        torch.nn.Linear(1024, 64),
-        torch.nn.Linear(64, 10),
-    )
+    modules: list[torch.nn.Module] = []
+    for layer in layers(classes):
+        if layer.kind == "conv":
+            conv = torch.nn.Conv2d(layer.inputs, layer.outputs, KERNEL, padding=KERNEL // 2)
+            modules += [conv, torch.nn.MaxPool2d(2)]
+        else:
+            flatten = isinstance(modules[-1], torch.nn.MaxPool2d)
+            modules += [*([torch.nn.Flatten()] if flatten else []), torch.nn.Linear(layer.inputs, layer.outputs)]
+    return torch.nn.Sequential(*modules)
 
 
 def to_tensor(images: np.ndarray) -> torch.Tensor:
@@ -234,8 +233,10 @@ def pick(x: torch.Tensor, choice: np.ndarray) -> torch.Tensor:
 def messages(task: Task) -> Iterator[Any]:
     """What a process that does the task says."""
     config = task.config
-    examples = data.load(config.dataset, config.split, config.data_dir).first(config.limit)
-    run = Run(task, examples, data.load(config.dataset, "test", config.data_dir) if task.evaluates else None)
+    examples = data.load(config.dataset, config.split, config.data_dir, config.archive).first(config.limit)
+    run = Run(
+        task, examples, data.load(config.dataset, "test", config.data_dir, config.archive) if task.evaluates else None
+    )
     if task.kind in ("run", "time"):
         shapes = {name: tuple(parameter.shape) for name, parameter in run.model.named_parameters()}
         threads, instructions = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()

@@ -4,8 +4,8 @@ import numpy as np
 
 from jaxopt_port.torch_interop import layout
 from train.compare.messages import Vector
-from train.model import Params
-from train.torch_layout import SHAPES, mapping, weights_in_torch
+from train.model import Params, classes_of
+from train.torch_layout import mapping, shapes, weights_in_torch
 
 
 def vector(params: Params) -> Vector:
@@ -15,7 +15,8 @@ def vector(params: Params) -> Vector:
 
 def params(vector: Vector, like: Params) -> Params:
     """A tree like `like` out of a vector."""
-    sizes = [int(np.prod(shape)) for shape in SHAPES.values()]
+    of_torch = shapes(classes_of(like))
+    sizes = [int(np.prod(shape)) for shape in of_torch.values()]
     arrays = np.split(vector, np.cumsum(sizes)[:-1])
-    weights = {name: array.reshape(SHAPES[name]) for name, array in zip(SHAPES, arrays, strict=True)}
-    return layout.to_flax(mapping(), weights, like)
+    weights = {name: array.reshape(of_torch[name]) for name, array in zip(of_torch, arrays, strict=True)}
+    return layout.to_flax(mapping(classes_of(like)), weights, like)

@@ -1,10 +1,9 @@
 """What a comparison came to, in words and numbers, for the terminal and the page."""
 
 from train.compare.blame import Blame
+from train.compare.lockstep import NAMES as NAMES
 from train.compare.lockstep import YARDSTICKS, Lockstep, Pair
-from train.torch_layout import SHAPES
 
-NAMES = tuple(SHAPES)
 ROUNDING = {
     "forward": "The forward pass made it, by rounding: in {choices:,} of {windows:,} max-pooling windows two values "
     "are so near to each other that rounding decides which is the larger, and the gradient goes to another one whole. "

@@ -1,0 +1,170 @@
+"""Signals in every phase, and outputs that break: a run is stopped in order, and never by what it writes to."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from train import output, plot, run, run_folder
+from train.__main__ import main
+from train.stopping import stopping
+
+LONG = "--limit 40 --epochs 5000 --quiet"
+
+
+def begin(folder: Path, *argv: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "train", *LONG.split(), *argv, "--run-dir", str(folder)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_in_training(number: signal.Signals, tmp_path: Path) -> None:
+    process = begin(tmp_path / "run")
+    wait_for(tmp_path / "run" / "metrics.jsonl", process)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == 128 + number
+    assert f"to go on: python -m train --resume {tmp_path / 'run'}" in errors
+    assert "Traceback" not in errors
+    assert (tmp_path / "run" / "loss.png").exists()
+    step = max(json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    newest = max(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert step <= int(newest) < step + 40
+
+
+@pytest.mark.parametrize("seconds", [1.5])
+def test_before_training(seconds: float, tmp_path: Path) -> None:
+    process = begin(tmp_path / "run")
+    time.sleep(seconds)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate()
+    assert process.returncode in (143, -signal.SIGTERM)  # the latter before Python has come to the program
+    assert "Traceback" not in errors
+    assert process.returncode < 0 or "stopped by SIGTERM" in errors
+
+
+def short(monkeypatch: pytest.MonkeyPatch, *argv: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["train", *["--limit", "4", "--epochs", "2", "--quiet"], *map(str, argv)])
+    return main()
+
+
+@pytest.fixture
+def _handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program's handlers, and after it those of before."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(stopping, "asked", None)
+    monkeypatch.setattr(stopping, "_in_order", False)
+    stopping.listen()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_handlers")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_while_it_draws(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    save = plot.save
+
+    def interrupted(*args: object) -> None:
+        os.kill(os.getpid(), number)
+        save(*args)
+
+    monkeypatch.setattr(plot, "save", interrupted)
+    assert short(monkeypatch, "--run-dir", tmp_path) == 128 + number
+    assert (tmp_path / "loss.png").exists()
+    assert f"stopped by {number.name} after step 8" in capfd.readouterr().err
+
+
+def test_a_broken_plot_costs_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*args: object) -> None:
+        raise RuntimeError("no back end")
+
+    monkeypatch.setattr(plot, "save", broken)
+    assert short(monkeypatch, "--run-dir", tmp_path) == run.NOT_ALL_WRITTEN
+    assert "not drawn (no back end)" in capsys.readouterr().err
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def no_space(*args: object, **kwargs: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_costs_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("train.manifest.write", no_space)
+    assert short(monkeypatch, "--run-dir", tmp_path) == run.NOT_ALL_WRITTEN
+    assert "no checkpoint was written after step 8 ([Errno 28]" in capsys.readouterr().err
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_lines_that_could_not_be_written_are_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fsync, calls = os.fsync, []
+
+    def full_at_first(descriptor: int) -> None:
+        calls.append(descriptor)
+        if 2 <= len(calls) <= 4:  # config.json is written
+            (tmp_path / "metrics.jsonl").write_text('{"half a li')
+            no_space()
+        fsync(descriptor)
+
+    monkeypatch.setattr(run_folder.os, "fsync", full_at_first)
+    assert short(monkeypatch, "--run-dir", tmp_path) == 0
+    assert "tried again" in capsys.readouterr().err
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+
+
+def test_an_export_that_fails_costs_the_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("jaxopt_port.torch_interop.save", no_space)
+    argv = ["--run-dir", tmp_path / "run", "--export-torch", tmp_path / "out.pt"]
+    assert short(monkeypatch, *argv) == run.NOT_ALL_WRITTEN
+    assert capsys.readouterr().err.count("tried again after the next epoch") == 2
+
+
+@pytest.mark.parametrize("redirect", ["| head -n 1", "> /dev/full 2>&-"])
+def test_an_output_that_breaks_ends_nothing(redirect: str, tmp_path: Path) -> None:
+    folder = tmp_path / "ordner-ü"
+    command = f"{sys.executable} -m train --limit 4 --epochs 2 --run-dir '{folder}' {redirect}; echo ${{PIPESTATUS[0]}}"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(["bash", "-c", command], capture_output=True, env=environment)
+    assert done.stdout.split()[-1] == b"0", done.stderr
+    assert done.stderr == b""
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+    assert (folder / "loss.png").exists()
+
+
+def test_streams_write_what_they_can(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w", encoding="ascii") as file:
+        stream = output.Tolerant(file)
+        stream.write("ü\n")
+    assert (tmp_path / "file").read_text() == "\\xfc\n"
+    stream.write("after it was closed\n")
+    assert output.Tolerant(None).write("nowhere") == 7
+
+
+def test_checkpoints_that_a_killed_process_left_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert short(monkeypatch, "--run-dir", tmp_path) == 0
+    (tmp_path / "checkpoints" / "00000009.writing").mkdir()
+    monkeypatch.setattr(sys, "argv", ["train", "--resume", str(tmp_path)])
+    assert main() == 0
+    assert [path.name for path in (tmp_path / "checkpoints").glob("*.writing")] == []
