@@ -228,7 +228,7 @@ class Flat(Lifted):
         parts: dict[tuple[int, str], Part] = {}
         for index, (p, group) in enumerate(zip(jax.tree.leaves(params), self.members(params), strict=True)):
             if not self.frozen[group]:
-                key = group, str(jnp.result_type(p))
+                key = group, str(p.dtype if isinstance(p, jax.Array) else jnp.result_type(p))
                 parts.setdefault(key, Part(*key, [])).leaves.append(index)
         return [parts[key] for key in sorted(parts)]  # as jax.tree.leaves has them
 
