@@ -22,9 +22,9 @@ SPECS = {"bias": "of bias", "kernel": "of kernel"}
 def test_map_params_with_a_tree_of_specs(name, groups):
     """How public training code gives optimizer states their shardings."""
     optimizer, params = make(name, param_groups=groups), make_params(name)
-    state = optimizer.init(params)
-    mapped = optax.tree.map_params(
-        optimizer,
+    state: Any = optimizer.init(params)
+    mapped: Any = optax.tree.map_params(
+        optimizer,  # pyright: ignore[reportArgumentType]
         lambda x, spec: None if x is None else spec,
         state,
         SPECS,
