@@ -117,7 +117,7 @@ class Traces:
 
 def _context() -> Hashable:
     """What a trace depends on beside the function and what goes into it."""
-    return *(jax.config.read(name) for name in CONFIG), jax.sharding.get_abstract_mesh()
+    return *(getattr(jax.config, name) for name in CONFIG), jax.sharding.get_abstract_mesh()
 
 
 def _contents(jaxpr: Jaxpr, seen: dict[int, int]) -> Hashable:
