@@ -68,6 +68,7 @@ ADAGRAD = Rule(
     check_grad=check_grad,
     live=("lr", "lr_decay", "weight_decay", "eps"),
     common=("initial_accumulator_value",),
+    elementwise=True,
     torch="Adagrad",
 )
 

@@ -86,6 +86,7 @@ SGD = Rule(
     optional={"momentum_buffer": has_momentum},
     scalar_state={"has_buffer": False},
     check_grad=check_grad,
+    elementwise=True,
     torch="SGD",
 )
 
