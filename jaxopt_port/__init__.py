@@ -58,6 +58,8 @@ from jaxopt_port.rules.rprop import rprop as rprop
 from jaxopt_port.rules.sgd import sgd as sgd
 from jaxopt_port.rules.sparse_adam import sparse_adam as sparse_adam
 
+__version__ = "0.1.0"
+
 optimizers: dict[str, Callable[..., Optimizer]] = {
     factory.__name__: factory
     for factory in (

@@ -64,11 +64,11 @@ def factory(rule: Rule, **fixed: Any) -> Callable[[F], F]:
 def _bind(name: str, signature: inspect.Signature, args: Any, kwargs: Any) -> inspect.BoundArguments:
     for given in kwargs:
         if given not in signature.parameters and given in RENAMED:
-            raise TypeError(f"{name}() has no argument {given!r}: {RENAMED[given]}")
+            raise TypeError(f"{name}() got an unexpected keyword argument {given!r}: {RENAMED[given]}")
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:
-        raise TypeError(f"{name}(): {error}. Its arguments are {', '.join(signature.parameters)}") from None
+        raise TypeError(f"{name}() {error}. Its arguments are {', '.join(signature.parameters)}") from None
     bound.apply_defaults()
     if isinstance(bound.arguments.get("lr"), optax.GradientTransformation):
         raise TypeError(f"{name}() takes a learning rate first, not an optimizer")

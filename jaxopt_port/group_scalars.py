@@ -12,6 +12,7 @@ import numpy as np
 from jaxopt_port.number import is_number, to_float64
 from jaxopt_port.scalars import float64
 
+Scalars = dict[str, jax.Array]
 ScalarState = dict[str, jax.Array]
 Static = tuple[tuple[str, Any], ...]
 
@@ -23,7 +24,7 @@ def group_scalars(
     state: ScalarState,
     moves: tuple[bool, ...] | jax.Array,
     dtypes: tuple[Any, ...],
-) -> tuple[dict[Any, dict[str, jax.Array]], ScalarState]:
+) -> tuple[dict[Any, list[Scalars]], ScalarState]:
     """One step of a group's scalars.
 
     Args:
@@ -35,11 +36,13 @@ def group_scalars(
       dtypes: those in which the group's leaves are computed.
 
     Returns:
-      For each dtype the scalars, rounded to it, 0-d or vectors with an element a parameter; and the new scalar state.
+      For each dtype the scalars, rounded to it, of each of the group's leaves, or of all as vectors where `moves` is
+      one; and the new scalar state.
     """
     known = moves if isinstance(moves, tuple) else None
     with float64():
-        return _group_scalars(scalars, static, known, dtypes, dict(live), state, moves if known is None else None)
+        c, new = _group_scalars(scalars, static, known, dtypes, dict(live), state, moves if known is None else None)
+    return {dtype: each * len(moves) if known and len(each) == 1 else each for dtype, each in c.items()}, new
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -51,7 +54,7 @@ def _group_scalars(
     live: dict[str, Any],
     old: ScalarState,
     moving: jax.Array | None,
-) -> tuple[dict[Any, dict[str, jax.Array]], ScalarState]:
+) -> tuple[dict[Any, list[Scalars]], ScalarState]:
     mask = np.array(known, bool) if moving is None else moving
     all_move = known is not None and all(known)
     if not all_move:
@@ -64,18 +67,25 @@ def _group_scalars(
         new = {name: jnp.where(mask, value, old[name]) for name, value in new.items()}
     ones = {"one": jnp.where(step > 0, 1.0, 2.0), "another_one": jnp.where(step > -1, 1.0, 2.0)}
     arrays = {name: jnp.asarray(value) for name, value in {**c, **ones}.items()}
-    return {dtype: _rounded(arrays, dtype) for dtype in dtypes}, new
+    return {dtype: _rounded(arrays, dtype, apart=moving is None) for dtype in dtypes}, new
 
 
-def _rounded(c: dict[str, jax.Array], dtype: Any) -> dict[str, jax.Array]:
-    """The scalars in a dtype, each computed once.
+def _rounded(c: Scalars, dtype: Any, apart: bool) -> list[Scalars]:
+    """The scalars in a dtype, each computed once: for all the leaves, or where these differ and are `apart` for each.
 
     XLA repeats cheap arithmetic on scalars in the kernel of every leaf that uses it, which makes 1,000 leaves take a
-    third longer to compile, and vectors with an element a parameter ten times as long. A reduction it never repeats:
-    adding -0.0 changes no bit.
+    third longer to compile. And kernels that look at different elements of one vector are different kernels, which are
+    compiled one by one (100 leaves of one shape: 4 s against 0.5). A reduction XLA never repeats, so what goes through
+    one is an array of its own. Adding -0.0 changes no bit.
     """
-    floats = {name: value.astype(dtype) for name, value in c.items() if jnp.issubdtype(value.dtype, jnp.floating)}
-    stacked = jnp.stack(jnp.broadcast_arrays(*floats.values()))
-    pairs = jnp.stack([stacked, jnp.full_like(stacked, -0.0)], -1)
-    once = jax.lax.reduce(pairs, np.array(-0.0, dtype), jax.lax.add, (stacked.ndim,))
-    return {**c, **{name: once[i] for i, name in enumerate(floats)}}
+    stacked = _once(jnp.stack(jnp.broadcast_arrays(*(value.astype(dtype) for value in c.values()))))
+    whole = stacked.ndim == 1 or not apart
+    columns = [stacked] if whole else [_once(stacked[:, at]) for at in range(stacked.shape[1])]
+    return [
+        {name: x != 0 if c[name].dtype == bool else x for name, x in zip(c, column, strict=True)} for column in columns
+    ]
+
+
+def _once(x: jax.Array) -> jax.Array:
+    pairs = jnp.stack([x, jnp.full_like(x, -0.0)], -1)
+    return jax.lax.reduce(pairs, np.array(-0.0, x.dtype), jax.lax.add, (x.ndim,))

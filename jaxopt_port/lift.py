@@ -1,7 +1,7 @@
 """The lift: makes an optimizer over trees of a rule for one array. It alone knows trees, groups, None and frozen."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -23,6 +23,7 @@ from jaxopt_port.scalars import check_numbers, float64, is_known, is_on
 from jaxopt_port.sharding import abstract, is_abstract, on_devices_of
 
 Tree = Any
+FLOAT64 = np.dtype(np.float64)
 
 
 def lift(rule: Rule, options: Mapping[str, Any], param_groups: Sequence[ParamGroup] = ()) -> Optimizer:
@@ -57,6 +58,10 @@ class Leaf:
     @property
     def dtype(self) -> Any:
         return compute_dtype(self.p.dtype)
+
+    def wide_enough(self) -> AbstractContextManager[Any]:
+        """The context in which a leaf of 64 bits keeps them with jax_enable_x64 off, too."""
+        return float64() if self.dtype == FLOAT64 else nullcontext()
 
 
 class Lifted(Algorithm):
@@ -106,6 +111,9 @@ class Lifted(Algorithm):
 
     def init(self, params: Tree) -> OptState:
         self.has_begun = True
+        for leaf in filter(is_sparse, jax.tree.leaves(params, is_leaf=is_sparse)):
+            self.rule.check_param(leaf)  # torch's words, where it has some
+            raise ValueError("a parameter is a BCOO: parameters must be dense, use todense()")
         leaves = jax.tree.leaves(params)
         members = self.members(params)
         slots = [self._init_leaf(params, *each) for each in zip(range(len(leaves)), leaves, members, strict=True)]
@@ -124,9 +132,6 @@ class Lifted(Algorithm):
         if is_abstract(leaf):
             slot = jax.eval_shape(partial(self._init_leaf, params, index, group=group), leaf)
             return abstract(slot, like=leaf)
-        if is_sparse(leaf):
-            self.rule.check_param(leaf)  # torch's words, where it has some
-            raise ValueError("a parameter is a BCOO: parameters must be dense, use todense()")
         p = jnp.asarray(leaf)
         if not jnp.issubdtype(p.dtype, jnp.inexact):
             raise TypeError(
@@ -204,31 +209,51 @@ class Lifted(Algorithm):
         self, group: int, live: Mapping[str, Any], state: dict[str, jax.Array], inside: list[Leaf]
     ) -> dict[str, jax.Array]:
         """Step the leaves of a group; its new scalar state."""
-        moves = tuple(leaf.moves for leaf in inside)
+        moves = [leaf.moves for leaf in inside]
         known = all(isinstance(each, bool) for each in moves)
-        moving = [leaf for leaf in inside if leaf.moves is not False]
-        whole = self.rule.float64_update  # such a rule rounds for itself
-        dtypes = {np.dtype(np.float64) if whole else leaf.dtype for leaf in moving}
+        dtypes = {leaf.dtype if not self.rule.float64_update else FLOAT64 for leaf in inside if leaf.moves is not False}
         c, new_state = group_scalars(
             self.rule.scalars,
             self.static[group],
             live,
             state,
-            moves if known else jnp.stack([jnp.asarray(each) for each in moves]),  # pyright: ignore[reportArgumentType]
+            tuple(map(bool, moves)) if known else jnp.stack([jnp.asarray(each) for each in moves]),
             tuple(sorted(dtypes, key=str)),
         )
+        step = partial(step_leaf, (self.rule.update, self.static[group]))
         for at, leaf in enumerate(inside):
-            if leaf.moves is False:
-                continue
-            wide = leaf.p.dtype in (jnp.float64, jnp.complex128)  # so with jax_enable_x64 off, too
-            with float64() if wide else nullcontext():
-                own = c[np.dtype(np.float64) if whole else leaf.dtype]
-                own = {name: value[at] if jnp.ndim(value) else value for name, value in own.items()}
-                new = step_leaf((self.rule.update, self.static[group]), leaf.p, leaf.g, leaf.slot, own)
-                if not isinstance(leaf.moves, bool):
-                    new = jax.tree.map(partial(jnp.where, leaf.moves), new, (leaf.p, leaf.slot))
-                leaf.p, leaf.slot = new
+            if known and leaf.moves:
+                with leaf.wide_enough():
+                    own = c[FLOAT64 if self.rule.float64_update else leaf.dtype][at]
+                    leaf.p, leaf.slot = step(leaf.p, leaf.g, leaf.slot, own)
+        if not known:
+            self._step_stacked(step, inside, c)
         return new_state
+
+    def _step_stacked(self, step: Callable[..., Any], inside: list[Leaf], c: Mapping[Any, Any]) -> None:
+        """Step leaves of which the running program alone knows whether they step.
+
+        Those of one shape in a loop, so that the program holds one step for them and not one for each.
+        """
+        alike: dict[Any, list[int]] = {}
+        for at, leaf in enumerate(inside):
+            if leaf.moves is not False:
+                key = jax.tree.map(lambda x: (x.shape, x.dtype), (leaf.p, leaf.slot))
+                alike.setdefault((str(key), leaf.dtype), []).append(at)
+        for places in alike.values():
+            leaves = [inside[at] for at in places]
+            with leaves[0].wide_enough():
+                own = c[FLOAT64 if self.rule.float64_update else leaves[0].dtype][0]
+                own = {name: value[np.array(places)] for name, value in own.items()}
+                stacked = _stack([(jnp.asarray(leaf.moves), leaf.p, leaf.g, leaf.slot) for leaf in leaves])
+
+                def one(of_leaf: Any) -> Any:
+                    (moves, p, g, slot), c = of_leaf
+                    return jax.tree.map(partial(jnp.where, moves), step(p, g, slot, c), (p, slot))
+
+                new = jax.lax.map(one, (stacked, own))  # a loop: what is merely stacked XLA takes apart again
+                for i, leaf in enumerate(leaves):
+                    leaf.p, leaf.slot = jax.tree.map(lambda x, i=i: x[i], new)
 
     def add_param_group(self, state: OptState, params: Tree, group: ParamGroup) -> tuple["Lifted", OptState]:
         self._check_state(state)
@@ -248,13 +273,17 @@ class Lifted(Algorithm):
     def _check_state(self, state: Any) -> None:
         if not isinstance(state, OptState):
             raise TypeError(f"expected the OptState that init returned, got a {type(state).__name__}")
-        has, needs = [sorted(live) for live in state.param_groups], [sorted(live) for live in self.live]
-        kind = type(state.slots)
-        if kind is not self.rule.slots or has != needs:
+        kind, needed = type(state.slots), self.rule.slots
+        if kind is not needed:
             raise ValueError(
-                f"the state is another optimizer's: it has {getattr(kind, '__name__', kind)} in slots, and its "
-                f"parameter groups have the live hyper-parameters {has}; this {self.rule.name} needs "
-                f"{self.rule.slots.__name__} and {needs}"
+                f"the state is another optimizer's: it has a {kind.__name__} in slots, and {self.rule.name} needs a "
+                f"{needed.__name__}"
+            )
+        has, needs = [sorted(live) for live in state.param_groups], [sorted(live) for live in self.live]
+        if has != needs:
+            raise ValueError(
+                f"the state is another optimizer's: its parameter groups have the live hyper-parameters {has}, "
+                f"this optimizer's {needs}"
             )
         for group, live in enumerate(state.param_groups):
             check_live(live, group)
@@ -297,6 +326,10 @@ def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
 def _number(value: Any) -> Any:
     """A Python number for an array of one, which cannot be hashed."""
     return value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
+
+
+def _stack(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *xs: jnp.stack(xs), *trees)
 
 
 def _as_jax(x: Any) -> Any:

@@ -46,6 +46,11 @@ class Number(NamedTuple):
     def __float__(self) -> float:
         return float(to_numpy(self))
 
+    def astype(self, dtype: Any) -> jax.Array:
+        """The number rounded to a dtype, in a trace too, where `float` has no value to give."""
+        with float64():
+            return to_float64(self).astype(dtype)
+
     def __repr__(self) -> str:
         try:
             return f"Number({to_numpy(self).tolist()!r})"

@@ -13,14 +13,14 @@ Example:
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxopt_port.batch_norm import update_bn as update_bn
-from jaxopt_port.gradients.dtypes import widened
-from jaxopt_port.lr_scheduler import swalr as swa_lr
+from jaxopt_port.gradients.dtypes import times, widened
 from jaxopt_port.lr_scheduler import swalr as swalr
 from jaxopt_port.rule import as_complex, as_real
 from jaxopt_port.rules.tensor_ops import lerp, rounded
@@ -38,7 +38,6 @@ __all__ = [
     "get_ema_multi_avg_fn",
     "get_swa_avg_fn",
     "get_swa_multi_avg_fn",
-    "swa_lr",
     "swalr",
     "update_bn",
 ]
@@ -78,14 +77,7 @@ def get_ema_multi_avg_fn(decay: float = 0.999) -> MultiAvgFn:
 
     Source: torch/optim/swa_utils.py.
     """
-    weighted = get_ema_avg_fn(decay)
-
-    def ema(averaged: jax.Array, current: jax.Array, n_averaged: jax.Array) -> jax.Array:
-        if not jnp.issubdtype(averaged.dtype, jnp.inexact):
-            return weighted(averaged, current, n_averaged)
-        return _lerp(averaged, current, 1 - decay)
-
-    return _each(ema)
+    return partial(_each, partial(_ema_by_lerp, _checked(decay)))
 
 
 def get_swa_multi_avg_fn() -> MultiAvgFn:
@@ -107,13 +99,7 @@ def get_swa_multi_avg_fn() -> MultiAvgFn:
 
     Source: torch/optim/swa_utils.py.
     """
-
-    def swa(averaged: jax.Array, current: jax.Array, n_averaged: jax.Array) -> jax.Array:
-        if not jnp.issubdtype(averaged.dtype, jnp.inexact):
-            raise RuntimeError("Integer division with addcdiv is no longer supported: use avg_fn=get_swa_avg_fn()")
-        return _lerp(averaged, current, 1 / (n_averaged + 1).astype(jnp.float32))
-
-    return _each(swa)
+    return partial(_each, _swa_by_lerp)
 
 
 def get_ema_avg_fn(decay: float = 0.999) -> AvgFn:
@@ -136,14 +122,7 @@ def get_ema_avg_fn(decay: float = 0.999) -> AvgFn:
 
     Source: torch/optim/swa_utils.py.
     """
-    if decay < 0.0 or decay > 1.0:
-        raise ValueError(f"Invalid decay value {decay} provided. Please provide a value in [0,1] range.")
-
-    def ema(averaged: jax.Array, current: jax.Array, n_averaged: jax.Array) -> jax.Array:
-        old, new = (x.astype(_floating(x.dtype)) for x in as_real((averaged, current)))
-        return as_complex(averaged, rounded(_times(decay, old)) + rounded(_times(1 - decay, new)))
-
-    return ema
+    return partial(_ema, _checked(decay))
 
 
 def get_swa_avg_fn() -> AvgFn:
@@ -160,17 +139,7 @@ def get_swa_avg_fn() -> AvgFn:
 
     Source: torch/optim/swa_utils.py.
     """
-
-    def swa(averaged: jax.Array, current: jax.Array, n_averaged: jax.Array) -> jax.Array:
-        old, new = as_real((averaged, current))
-        dtype = _floating(old.dtype)
-        way, number = (new - old).astype(dtype), (n_averaged + 1).astype(dtype)
-        if jnp.iscomplexobj(averaged):  # torch divides complex numbers by way of the reciprocal
-            return as_complex(averaged, old + rounded(way * (1 / number)))
-        # A divisor that is the same for all elements XLA would replace by its reciprocal.
-        return old.astype(dtype) + way / jnp.where(jnp.isnan(way), way, number)
-
-    return swa
+    return _swa
 
 
 @dataclass(frozen=True)
@@ -254,23 +223,55 @@ def averaged_model(
     """
     if avg_fn is not None and multi_avg_fn is not None:
         raise ValueError("Only one of avg_fn and multi_avg_fn should be provided")
-    return AveragedModel(multi_avg_fn or _each(avg_fn or get_swa_avg_fn()), use_buffers)
+    return AveragedModel(multi_avg_fn or partial(_each, avg_fn or get_swa_avg_fn()), use_buffers)
 
 
-def _each(avg_fn: AvgFn) -> MultiAvgFn:
-    return lambda averaged, current, n: [avg_fn(a, w, n) for a, w in zip(averaged, current, strict=True)]
+# What follows is at the top of the module, and bound by `partial`, so that an `AveragedModel` can be pickled.
+
+
+def _checked(decay: float) -> float:
+    if decay < 0.0 or decay > 1.0:
+        raise ValueError(f"Invalid decay value {decay} provided. Please provide a value in [0,1] range.")
+    return decay
+
+
+def _each(
+    avg_fn: AvgFn, averaged: Sequence[jax.Array], current: Sequence[jax.Array], n: jax.Array
+) -> Sequence[jax.Array]:
+    return [avg_fn(a, w, n) for a, w in zip(averaged, current, strict=True)]
+
+
+def _ema(decay: float, averaged: jax.Array, current: jax.Array, n_averaged: jax.Array) -> jax.Array:
+    old, new = (x.astype(_floating(x.dtype)) for x in as_real((averaged, current)))
+    return as_complex(averaged, rounded(times(old, decay)) + rounded(times(new, 1 - decay)))
+
+
+def _ema_by_lerp(decay: float, averaged: jax.Array, current: jax.Array, n_averaged: jax.Array) -> jax.Array:
+    if not jnp.issubdtype(averaged.dtype, jnp.inexact):
+        return _ema(decay, averaged, current, n_averaged)
+    return _lerp(averaged, current, 1 - decay)
+
+
+def _swa(averaged: jax.Array, current: jax.Array, n_averaged: jax.Array) -> jax.Array:
+    old, new = as_real((averaged, current))
+    dtype = _floating(old.dtype)
+    way, number = (new - old).astype(dtype), (n_averaged + 1).astype(dtype)
+    if jnp.iscomplexobj(averaged):  # torch divides complex numbers by way of the reciprocal
+        return as_complex(averaged, old + rounded(way * (1 / number)))
+    # A divisor that is the same for all elements XLA would replace by its reciprocal.
+    return old.astype(dtype) + way / jnp.where(jnp.isnan(way), way, number)
+
+
+def _swa_by_lerp(averaged: jax.Array, current: jax.Array, n_averaged: jax.Array) -> jax.Array:
+    if not jnp.issubdtype(averaged.dtype, jnp.inexact):
+        raise RuntimeError("Integer division with addcdiv is no longer supported: use avg_fn=get_swa_avg_fn()")
+    return _lerp(averaged, current, 1 / (n_averaged + 1).astype(jnp.float32))
 
 
 def _lerp(start: jax.Array, end: jax.Array, weight: float | jax.Array) -> jax.Array:
     """torch.lerp with a number: 16-bit arrays are computed in float32 and rounded once."""
     dtype = widened(start.dtype)
     return lerp(start.astype(dtype), end.astype(dtype), jnp.asarray(weight, dtype)).astype(start.dtype)
-
-
-def _times(number: float, x: jax.Array) -> jax.Array:
-    """A number times an array of 16 bits is rounded once, as in torch."""
-    dtype = widened(x.dtype)
-    return (jnp.asarray(number, dtype) * x.astype(dtype)).astype(x.dtype)
 
 
 def _floating(dtype: Any) -> Any:

@@ -47,6 +47,11 @@ def to_dense(g: Any) -> np.ndarray:
     return np.asarray(g.todense() if isinstance(g, BCOO) else g)
 
 
+def slot(state: optim.OptState, key: str) -> tuple[Any, ...]:
+    """What the state keeps for the parameter `key`, an array or None for each field."""
+    return tuple(None if tree is None else tree[key] for tree in state.slots)
+
+
 def run(step: Callable[..., Any], name: str, params: Any, state: Any, steps: int) -> tuple[Any, Any]:
     """So many steps with the gradients of `make_grads`."""
     for seed in range(steps):

@@ -90,7 +90,40 @@ def test_norms_that_are_not_finite_and_zeros(values):
         assert actual[1] is None
         for one, other in zip(actual[::2], clipped[::2], strict=True):
             np.testing.assert_allclose(one, other, 1e-6)
-            np.testing.assert_array_equal(np.signbit(one), np.signbit(other))
+            number = ~np.isnan(other)  # the sign of a NaN is the processor's: inf * 0 has one on x86, none on a GPU
+            np.testing.assert_array_equal(np.signbit(one)[number], np.signbit(other)[number])
+
+
+@pytest.mark.parametrize("norm_type", [*NORM_TYPES, 20.0, 1e-3])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "complex64"])
+def test_one_element_is_its_absolute_value(dtype, norm_type):
+    """By powers and roots 5e29 would be infinite and 3e-32 zero."""
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    with jax.enable_x64(dtype == "float64"):
+        for value in (5e29, -3e-32, 0.0, -0.0, -2.0, np.inf, np.nan):
+            for grads in ([np.full(shape, value).astype(kind)] for shape in ((), (1,), (1, 1))):
+                expected = torch.nn.utils.get_total_norm(list(map(to_torch, grads)), norm_type)
+                actual = optim.get_total_norm(list(map(jnp.asarray, grads)), norm_type)
+                assert_same_bits(actual, to_numpy(expected))
+
+
+@pytest.mark.parametrize("norm_type", [2.0, 3.0, 2.5, 20.0, -2.0])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "complex64"])
+def test_powers_that_are_subnormal(dtype, norm_type):
+    """From where most powers vanish in torch to where they are ordinary numbers."""
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    unit = float(jnp.finfo(jnp.float64 if dtype == "float64" else jnp.float32).smallest_subnormal)
+    draw = np.random.default_rng(0).uniform(0.5, 2.0, 60)
+    with jax.enable_x64(dtype == "float64"):
+        norm = jax.jit(lambda g: optim.get_total_norm([g], norm_type))
+        for units in 10.0 ** np.arange(13):
+            g = (draw * units ** (1 / norm_type) * unit ** (1 / norm_type)).astype(kind)
+            expected = to_numpy(torch.nn.utils.get_total_norm([to_torch(g)], norm_type))
+            assert 0 < float(expected) < np.inf
+            # A power is rounded twice here, so that two of all units may be apart. The 8 eps are torch's own: of its
+            # root, whose exponent is 1 / p in float32.
+            apart = 2 / (len(draw) * units) / jnp.finfo(expected.dtype).eps
+            assert_near(norm(jnp.asarray(g)), expected, eps=8 + apart)
 
 
 def test_nothing_to_clip():
@@ -188,3 +221,15 @@ def test_in_jit_with_a_traced_maximum_and_integers_beside():
     assert total == norm
     assert eager["n"].dtype == jax.dtypes.float0
     assert clipped.dtype == jnp.float32
+
+
+def test_a_small_norm_through_transformations():
+    """The second sum is in a branch of its own."""
+    grads = {"a": jnp.full((2, 3), 1e-20), "b": jnp.array([2e-20, 0.0])}
+    expected = np.float32(np.sqrt(10) * 1e-20)
+    many = jax.tree.map(lambda g: jnp.stack([g, 1e25 * g]), grads)
+    for function in (optim.get_total_norm, jax.jit(optim.get_total_norm)):
+        np.testing.assert_allclose(function(grads), expected, 1e-5)
+        np.testing.assert_allclose(jax.vmap(function)(many), [expected, 1e25 * expected], 1e-5)
+        slope = jax.grad(lambda scale: function(jax.tree.map(lambda g: scale * g, grads)))
+        np.testing.assert_allclose(slope(1e25), expected, 1e-5)

@@ -159,12 +159,16 @@ def test_a_state_that_is_not_the_optimizers():
     cases: list[tuple[Any, type[Exception], str]] = [
         (optax.chain(optimizer).init(PARAMS), TypeError, "expected the OptState that init returned, got a tuple"),
         (PARAMS, TypeError, "expected the OptState that init returned, got a dict"),
-        (optim.sgd().init(PARAMS), ValueError, r"another optimizer's: .*dampening.*this optimizer's .*betas"),
+        (
+            optim.sgd().init(PARAMS),
+            ValueError,
+            "another optimizer's: it has a SGDState in slots, and adam needs a AdamState",
+        ),
         (grouped.init(PARAMS), ValueError, "another optimizer's: its parameter groups"),
         (
             optimizer.init({"w": jnp.ones(1)}),
             ValueError,
-            "the tree of the optimizer state is not that of the parameters",
+            "in the optimizer state is not that of the parameters",
         ),
         (
             optimizer.init({**PARAMS, "bias": jnp.ones(1)}),
@@ -172,7 +176,7 @@ def test_a_state_that_is_not_the_optimizers():
             r"parameter 'bias' is AdamState\(exp_avg\[1\], exp_avg_sq\[1\]\), and should be AdamState\(exp_avg\[3\]",
         ),
         (optim.adam(amsgrad=True).init(PARAMS), ValueError, r"'bias' is .*max_exp_avg_sq.* other options \(amsgrad"),
-        (optim.radam().init(PARAMS), ValueError, "is RAdamState.*should be AdamState"),
+        (optim.radam().init(PARAMS), ValueError, "it has a RAdamState in slots, and adam needs a AdamState"),
     ]
     for wrong, error, message in cases:
         with pytest.raises(error, match=message):

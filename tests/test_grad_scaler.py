@@ -65,6 +65,26 @@ def test_a_run_is_torchs(enabled):
     assert step.traces == 1
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_get_scale(enabled):
+    scaler, theirs = (
+        optim.GradScaler(enabled=enabled, **OPTIONS),
+        torch.amp.GradScaler("cpu", enabled=enabled, **OPTIONS),
+    )
+    state, p = scaler.init(), torch.nn.Parameter(torch.ones(1))
+    assert scaler.get_scale(state) == theirs.get_scale()
+    sgd = torch.optim.SGD([p])
+    for value in (1.0, np.inf, 1.0, 1.0):
+        theirs.scale((p * value).sum()).backward()
+        theirs.step(sgd)
+        theirs.update()
+        sgd.zero_grad()
+        state = scaler.update(state, jnp.array(np.isinf(value)))
+        assert scaler.get_scale(state) == theirs.get_scale()
+        assert isinstance(scaler.get_scale(state), float)
+    assert jax.jit(scaler.get_scale)(state) == theirs.get_scale()
+
+
 def test_in_scan():
     scaler, optimizer = optim.GradScaler(**OPTIONS), optim.adam(lr=0.1)
     params = {"w": jnp.ones(3)}

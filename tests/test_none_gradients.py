@@ -16,6 +16,7 @@ from tests.helpers import (
     make,
     make_grads,
     make_params,
+    slot,
     to_dense,
 )
 
@@ -68,8 +69,8 @@ def test_a_skipped_parameter_keeps_its_state_and_the_others_theirs(name):
     params, state = step(grads, optimizer.init(params), params)
     some, some_state = step({**grads, "bias": None}, state, params)
     every, every_state = step(grads, state, params)
-    assert_same_bits((some["bias"], some_state.slots["bias"]), (params["bias"], state.slots["bias"]))
-    assert_close((some["kernel"], some_state.slots["kernel"]), (every["kernel"], every_state.slots["kernel"]))
+    assert_same_bits((some["bias"], slot(some_state, "bias")), (params["bias"], slot(state, "bias")))
+    assert_close((some["kernel"], slot(some_state, "kernel")), (every["kernel"], slot(every_state, "kernel")))
     for value, before, after in zip(*(jax.tree.leaves(s.steps) for s in (some_state, state, every_state)), strict=True):
         np.testing.assert_array_equal(value, [before, after])  # bias, kernel
 
@@ -109,7 +110,8 @@ def test_set_to_none_false_inside_scan_equals_a_python_loop_with_none():
     optimizer = optim.sgd(lr=0.1, momentum=0.9)
     params = make_params("sgd")
     state = optimizer.init(params)
-    batches = jnp.arange(8.0).reshape(4, 2)  # four steps of two micro-batches
+    batches = jnp.linspace(0.1, 0.8, 8).reshape(4, 2)  # four steps of two micro-batches; below 1, so that no
+    # rounding grows: scan and a step of its own do not round alike
 
     def loss(params, x):
         return sum(jnp.sin(x * p).sum() for p in params.values())

@@ -185,7 +185,7 @@ def test_torchs_recipe():
         schedulers[epoch > 4].step()
         assert optim.get_hyper(state)[0]["lr"] == torch_sgd.param_groups[0]["lr"]
     np.testing.assert_allclose(averaged.params["x"], mean.module[0].detach().numpy(), 1e-5)
-    assert swa_utils.swa_lr is swa_utils.swalr is optim.lr_scheduler.swalr
+    assert swa_utils.swalr is optim.lr_scheduler.swalr
 
 
 class Linen(nn.Module):
@@ -220,13 +220,13 @@ SIZE = 8
 BATCHES = np.random.default_rng(0).normal(2, 3, (5, SIZE, 3)).astype(np.float32)
 
 
-def assert_torchs_statistics(stats, kernel):
+def assert_torchs_statistics(stats, kernel, batches=BATCHES, flax_var=1.0):
     model = Torch(kernel)
-    torch.optim.swa_utils.update_bn([(torch.from_numpy(x), 0) for x in BATCHES], model)
+    torch.optim.swa_utils.update_bn([(torch.from_numpy(np.array(x)), 0) for x in batches], model)
     for name in ("first", "second"):
         theirs = getattr(model, name)
         np.testing.assert_allclose(stats[name]["mean"], theirs.running_mean, 1e-4, 1e-5)
-        np.testing.assert_allclose(stats[name]["var"], theirs.running_var * (SIZE - 1) / SIZE, 1e-4)
+        np.testing.assert_allclose(stats[name]["var"], theirs.running_var * flax_var, 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -242,6 +242,64 @@ def test_update_bn_of_linen(loader, options):
     _, ordinary = model.apply(variables, BATCHES[0], train=True, mutable=["batch_stats"])
     mean = BATCHES[0] @ variables["params"]["Dense_0"]["kernel"]
     assert_close(ordinary["batch_stats"]["first"]["mean"], 0.1 * mean.mean(0), 1e-4)  # its own momentum again
+
+
+@pytest.mark.parametrize("kind", ["linen", "nnx"])
+def test_update_bn_with_flaxs_variance_and_with_a_smaller_last_batch(kind):
+    def statistics(batches, **options):
+        if kind == "nnx":
+            new = swa_utils.update_bn(batches, NNX(), **options)
+            return {
+                n: {"mean": getattr(new, n).mean[...], "var": getattr(new, n).var[...]} for n in ("first", "second")
+            }
+        return swa_utils.update_bn(batches, Linen(), variables, train=True, **options)
+
+    variables = Linen().init(jax.random.key(0), BATCHES[0], train=True)
+    kernel = NNX().dense.kernel[...] if kind == "nnx" else variables["params"]["Dense_0"]["kernel"]
+    assert_torchs_statistics(statistics(BATCHES, unbiased=False), kernel, flax_var=(SIZE - 1) / SIZE)
+    batches = [*BATCHES[:3], BATCHES[3][:3]]
+    assert_torchs_statistics(statistics(batches), kernel, batches)
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
+        statistics([BATCHES[0][:1]])
+
+
+def test_update_bn_of_pictures_and_of_a_mask():
+    x = np.random.default_rng(0).normal(2, 3, (2, 4, 5, 3)).astype(np.float32)
+    module = torch.nn.BatchNorm2d(3)
+    torch.optim.swa_utils.update_bn([torch.from_numpy(x.transpose(0, 3, 1, 2))], module)
+    linen, layer = nn.BatchNorm(), nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+    variables = linen.init(jax.random.key(0), x, use_running_average=False)
+    for var in (swa_utils.update_bn([x], linen, variables)["var"], swa_utils.update_bn([x], layer).var[...]):
+        np.testing.assert_allclose(var, module.running_var, 1e-5)
+    padded = np.concatenate([x, np.full_like(x, 1e3)])
+    mask = np.array([True, True, False, False])[:, None, None, None]
+    for var in (
+        swa_utils.update_bn([padded], linen, variables, mask=mask)["var"],
+        swa_utils.update_bn([padded], layer, mask=mask).var[...],
+    ):
+        np.testing.assert_allclose(var, module.running_var, 1e-5)
+
+
+def test_update_bn_over_devices_counts_the_numbers_of_all():
+    """What torch's SyncBatchNorm does; its running variance is that of one BatchNorm over the whole batch."""
+    x = BATCHES[0].reshape(2, SIZE // 2, 3)
+
+    class Synchronized(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            norm = nn.vmap(
+                nn.BatchNorm,
+                variable_axes={"params": None, "batch_stats": None},
+                split_rngs={"params": False},
+                axis_name="d",
+            )
+            return norm(axis_name="d", use_running_average=False)(x)
+
+    module = torch.nn.BatchNorm1d(3)
+    torch.optim.swa_utils.update_bn([torch.from_numpy(BATCHES[0])], module)
+    variables = Synchronized().init(jax.random.key(0), x)
+    (stats,) = swa_utils.update_bn([x], Synchronized(), variables).values()
+    np.testing.assert_allclose(stats["var"], module.running_var, 1e-5)
 
 
 def test_update_bn_of_a_subclass_with_a_signature_of_its_own():

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from numbers import Integral
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +18,24 @@ from jaxopt_port.closure.flat import (
     flat_size,
     flatten,
     gradient,
+    largest,
     leaves_of,
+    sharded_like,
+    unflat_dtype,
+    unflatten,
     wide_enough,
 )
-from jaxopt_port.closure.program import Program, trace
+from jaxopt_port.closure.line_search import rounding
+from jaxopt_port.closure.placement import Make, abstract_like, check_like_params, make_like
+from jaxopt_port.closure.program import Program, Traces
+from jaxopt_port.closure.stop import or_non_finite
 from jaxopt_port.number import to_float64, to_number
 from jaxopt_port.optimizer import Algorithm, OptState
+from jaxopt_port.sharding import abstract, is_abstract, on_devices_of
 
+REMEDY = "Make one of these parameters with this optimizer's init."
 UNLIMITED = 2**31 - 1
+STALLED = 50  # iterations without progress
 
 
 class Limits(NamedTuple):
@@ -34,17 +44,12 @@ class Limits(NamedTuple):
     Args:
       max_iter: iterations.
       max_eval: evaluations, the first included; it is looked at between iterations.
-      max_search: evaluations of one line search beside its first.
       tolerance_grad: the largest element of a gradient that counts as zero.
-      as_torch: whether to do as torch does where a loss is not finite, or a change of it is no more than its rounding:
-        go on. A run as a whole goes around the first, sees through the second, and ends where it can do neither.
     """
 
     max_iter: jax.Array
     max_eval: jax.Array
-    max_search: jax.Array
     tolerance_grad: jax.Array
-    as_torch: bool
 
 
 class Progress(NamedTuple):
@@ -57,6 +62,9 @@ class Progress(NamedTuple):
       iters: iterations of this call.
       evals: evaluations of this call.
       slots: the algorithm's own state; its `stop` says why the call ends.
+      least_loss: of this call.
+      least_grad: the smallest largest element of a gradient in this call.
+      idle: iterations since either came down.
     """
 
     x: Leaves
@@ -65,6 +73,36 @@ class Progress(NamedTuple):
     iters: jax.Array
     evals: jax.Array
     slots: Any
+    least_loss: jax.Array
+    least_grad: jax.Array
+    idle: jax.Array
+
+    @classmethod
+    def first(cls, x: Leaves, loss: jax.Array, grad: jax.Array, slots: Any) -> "Progress":
+        """After the first evaluation."""
+        return cls(x, loss, grad, jnp.int32(0), jnp.int32(1), slots, loss, largest(grad), jnp.int32(0))
+
+    def after(self, x: Leaves, loss: jax.Array, grad: jax.Array, evals: jax.Array, slots: Any) -> "Progress":
+        """After an iteration of so many evaluations."""
+        norm = largest(grad)
+        comes_down = (loss < self.least_loss) | (norm < self.least_grad)
+        return Progress(
+            x, loss, grad, self.iters + 1, self.evals + evals, slots,
+            jnp.minimum(loss, self.least_loss), jnp.minimum(norm, self.least_grad),
+            jnp.where(comes_down, 0, self.idle + 1),
+        )  # fmt: skip
+
+    def finite(self) -> jax.Array:
+        """Whether loss and gradient are."""
+        return jnp.isfinite(self.loss) & jnp.isfinite(largest(self.grad))
+
+    def slack(self) -> jax.Array:
+        """By how much the loss may rise: to no more than the least one and its rounding."""
+        return jnp.maximum(self.least_loss + rounding(self.least_loss) - self.loss, 0)
+
+    def stalled(self) -> jax.Array:
+        """Whether a search goes to and fro within the rounding of loss and gradient."""
+        return self.idle >= STALLED
 
 
 class ClosureAlgorithm(Algorithm):
@@ -78,10 +116,17 @@ class ClosureAlgorithm(Algorithm):
     name: str  # of the factory, for messages
 
     def __init__(self, live: Mapping[str, Any], **static: Any):
-        self.live, self.static = dict(live), static
+        self.live, self.static, self.traces = dict(live), static, Traces()
 
-    def first_slots(self, size: int, dtype: Any) -> Any:
-        """The algorithm's state before the first step."""
+    def first_slots(self, make: Make, d: Tree, size: int, dtype: Any) -> Any:
+        """The algorithm's state before the first step.
+
+        Args:
+          make: an array of a value, a shape and a dtype.
+          d: zeros like the parameters, for the direction.
+          size: of a vector.
+          dtype: of a vector.
+        """
         raise NotImplementedError
 
     def tolerance_grad(self, h: SimpleNamespace, slots: Any, grad: jax.Array, n_iter: jax.Array) -> Any:
@@ -100,20 +145,38 @@ class ClosureAlgorithm(Algorithm):
         """
         raise NotImplementedError
 
+    def run_step(
+        self, evaluate: Evaluate, at: Progress, h: SimpleNamespace, n_iter: jax.Array, limits: Limits
+    ) -> Progress:
+        """The same for one step, which may have a torch to follow."""
+        return self.run(evaluate, at, h, n_iter, limits)
+
+    def __reduce__(self) -> Any:
+        return partial(type(self), self.live, **self.static), ()
+
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.static == getattr(other, "static", None)
 
     def __hash__(self) -> int:
         return hash((type(self), *self.static.items()))
 
+    def __repr__(self) -> str:
+        options = [f"{name}={value!r}" for name, value in {**self.live, **self.static}.items()]
+        return f"{self.name}({', '.join(options)})"
+
     def init(self, params: Tree) -> OptState:
         with wide_enough(params):
             leaves = leaves_of(params)
-            return OptState(
-                steps=({"func_evals": jnp.zeros((), jnp.int32), "n_iter": jnp.zeros((), jnp.int32)},),
-                slots=self.first_slots(flat_size(leaves), flat_dtype(leaves)),
-                param_groups=({name: to_number(value) for name, value in self.live.items()},),
-            )
+            counts = {"func_evals": jnp.int32(0), "n_iter": jnp.int32(0)}
+            scalars = ((counts,), ({name: to_number(value) for name, value in self.live.items()},))
+            steps, live = abstract(scalars) if any(map(is_abstract, leaves)) else on_devices_of(leaves, scalars)
+            return OptState(steps, self._slots(params, make_like(leaves)), live)
+
+    def _slots(self, params: Tree, make: Make) -> Any:
+        leaves, treedef = leaves_of(params), jax.tree.structure(params)
+        dtype = flat_dtype(leaves)
+        d = treedef.unflatten(make(0, leaf.shape, unflat_dtype(leaf, dtype), like=leaf) for leaf in leaves)
+        return self.first_slots(make, d, flat_size(leaves), dtype)
 
     def step(self, grads: Tree, state: OptState, params: Tree) -> tuple[Tree, OptState]:
         raise TypeError(
@@ -124,9 +187,9 @@ class ClosureAlgorithm(Algorithm):
     def step_closure(
         self, closure: Callable[..., Any], state: OptState, params: Tree, *args: Any, has_aux: bool = False
     ) -> tuple[Any, Tree, OptState]:
-        self.check_state(state)
+        self.check_state(state, params)
         with wide_enough(params):
-            program, operands = trace(closure, params, args, has_aux)
+            program, operands = self.traces(closure, params, args, has_aux)
             return _step_closure(self, program, has_aux, operands, state, params)
 
     def update(self, updates: Tree, state: Any, params: Tree | None = None, **extra_args: Any) -> tuple[Tree, Any]:
@@ -145,7 +208,7 @@ class ClosureAlgorithm(Algorithm):
                 f"{self.name} evaluates the loss several times a step: call update(grads, state, params, value=loss, "
                 "grad=grads, value_fn=closure), or optimizer.step_closure(closure, state, params)"
             )
-        self.check_state(state)
+        self.check_state(state, params)
         known = inspect.signature(value_fn).parameters
         value_fn = partial(value_fn, **{name: x for name, x in extra_args.items() if name in known})
         with wide_enough(params):
@@ -160,49 +223,91 @@ class ClosureAlgorithm(Algorithm):
             new, state = self._from(evaluate, value, flat, state, leaves)
             return treedef.unflatten(n - o for n, o in zip(new, leaves, strict=True)), state
 
-    def check_state(self, state: Any) -> None:
-        """Raise where the state is not of this kind of optimizer."""
+    def check_state(self, state: Any, params: Tree) -> None:
+        """Raise where the state is not the one that `init` makes of such parameters."""
         if not isinstance(state, OptState):
             raise TypeError(f"expected the OptState that init returned, got a {type(state).__name__}")
-        kind = type(self.first_slots(0, jnp.float32))
-        if not isinstance(state.slots, kind) or sorted(state.param_groups[0]) != sorted(self.live):
-            raise ValueError(f"the state is another optimizer's: {self.name} needs one with {kind.__name__} in slots")
+        with wide_enough(params):
+            expected = self._slots(params, abstract_like)
+        found = state.slots
+        if type(found) is not type(expected) or sorted(state.param_groups[0]) != sorted(self.live):
+            self.other_kind(found)
+        check_like_params(found.d, expected.d, params)
+        for name, array in expected._asdict().items():
+            shape = jnp.shape(getattr(found, name)) if name != "d" else ()
+            if name != "d" and shape != array.shape:
+                self.other_shape(name, shape, array.shape)
+
+    def other_kind(self, found: Any) -> NoReturn:
+        """Raise for slots of another kind."""
+        raise ValueError(f"the state is another optimizer's, with {type(found).__name__} in slots. {REMEDY}")
+
+    def other_shape(self, name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> NoReturn:
+        """Raise for a slot of another shape than parameters and options make."""
+        raise ValueError(f"the state's {name} is {list(found)}, this optimizer's {list(expected)}. {REMEDY}")
 
     def live_values(self, state: OptState, dtype: Any) -> SimpleNamespace:
         """The live hyper-parameters, rounded as torch rounds a number that meets a tensor."""
-        return SimpleNamespace(
-            **{name: to_float64(value).astype(dtype) for name, value in state.param_groups[0].items()}
-        )
+        live = state.param_groups[0]
+        return SimpleNamespace(**{name: to_float64(number).astype(dtype) for name, number in live.items()})
 
     def _from(
         self, evaluate: Evaluate, loss: Any, grad: jax.Array, state: OptState, leaves: Leaves
     ) -> tuple[Leaves, OptState]:
         """One step, given the first evaluation."""
         h = self.live_values(state, grad.dtype)
-        max_eval = jnp.int32(self.static["max_eval"])
         tolerance = self.tolerance_grad(h, state.slots, grad, state.steps[0]["n_iter"])
-        limits = Limits(jnp.int32(self.static["max_iter"]), max_eval, max_eval, tolerance, as_torch=True)
-        end = self.go(evaluate, loss, grad, state, leaves, limits)
+        limits = Limits(jnp.int32(self.static["max_iter"]), jnp.int32(self.static["max_eval"]), tolerance)
+        end = self.go(self.run_step, evaluate, loss, grad, state, leaves, limits)
         return end.x, self.ended(state, end)
 
     def go(
-        self, evaluate: Evaluate, loss: Any, grad: jax.Array, state: OptState, leaves: Leaves, limits: Limits
+        self,
+        run: Callable[..., Progress],
+        evaluate: Evaluate,
+        loss: Any,
+        grad: jax.Array,
+        state: OptState,
+        leaves: Leaves,
+        limits: Limits,
     ) -> Progress:
-        """`run` from the first evaluation on."""
-        at = Progress(leaves, jnp.asarray(loss, grad.dtype), grad, jnp.int32(0), jnp.int32(1), state.slots)
+        """`run` or `run_step` from the first evaluation on, and what of it is not finite."""
+        sign = -1 if self.static.get("maximize") else 1
 
-        def flat_evaluate(x: Leaves) -> tuple[jax.Array, jax.Array]:
-            loss, grad = evaluate(x)
-            return loss.astype(grad.dtype), grad
+        def seen(loss: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+            check_not_varying(self.name, loss, grad)
+            return sign * jnp.asarray(loss, grad.dtype), sharded_like(sign * grad, state.slots.prev_flat_grad)
 
+        like_params, treedef = jax.tree.flatten(state.slots.d)
+        slots = state.slots._replace(d=sharded_like(flatten(like_params, leaves), state.slots.prev_flat_grad))
+        at = Progress.first(leaves, *seen(loss, grad), slots)
         h = self.live_values(state, grad.dtype)
-        return self.run(flat_evaluate, at, h, state.steps[0]["n_iter"], limits)
+        end = run(lambda x: seen(*evaluate(x)), at, h, state.steps[0]["n_iter"], limits)
+        stop = or_non_finite(end.slots.stop, end.loss, end.grad, *end.x)
+        slots = end.slots._replace(d=treedef.unflatten(unflatten(end.slots.d, leaves)), stop=stop)
+        return end._replace(loss=sign * end.loss, slots=slots)
 
     def ended(self, state: OptState, end: Progress) -> OptState:
         """The state after a call."""
         counts = state.steps[0]
         steps = {"func_evals": counts["func_evals"] + end.evals, "n_iter": counts["n_iter"] + end.iters}
         return OptState((steps,), end.slots, state.param_groups)
+
+
+def check_not_varying(name: str, loss: Any, grad: jax.Array) -> None:
+    """Raise under `shard_map` where every device has a loss or a gradient of its own.
+
+    Raises:
+      ValueError: names the mesh axes, and what to do.
+    """
+    kinds = [getattr(jax.typeof(x), "manual_axis_type", None) for x in (loss, grad)]
+    axes = sorted({axis for kind in kinds for axis in getattr(kind, "varying", ())})
+    if axes:
+        raise ValueError(
+            f"{name} was called under shard_map with a loss that differs along the mesh axes {', '.join(axes)}: every "
+            f"device would search for itself. Return the mean from the closure, jax.lax.pmean(loss, {axes[0]!r}), with "
+            "parameters that are whole on every device; or call it outside of shard_map, in a jit with sharded arrays"
+        )
 
 
 def check_count(name: str, value: Any, at_least: int) -> None:

@@ -1,6 +1,6 @@
 """Parameters as one real vector, as torch's L-BFGS has them: leaf after leaf, complex numbers as pairs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 
 from jaxopt_port.param_groups import leaf_paths
 from jaxopt_port.scalars import float64
+from jaxopt_port.sharding import is_abstract
 
 Tree = Any
 Leaves = list[jax.Array]
@@ -23,7 +24,7 @@ def leaves_of(params: Tree) -> Leaves:
     Raises:
       TypeError: a parameter that is neither floating point nor complex.
     """
-    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)]
+    leaves = [leaf if is_abstract(leaf) else jnp.asarray(leaf) for leaf in jax.tree.leaves(params)]
     for index, leaf in enumerate(leaves):
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise TypeError(
@@ -35,7 +36,7 @@ def leaves_of(params: Tree) -> Leaves:
 
 def wide_enough(params: Tree) -> AbstractContextManager[Any]:
     """The context in which float64 parameters stay float64, with `jax_enable_x64` off, too."""
-    dtypes = [leaf.dtype for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array)]
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)]
     return float64() if any(dtype in (jnp.float64, jnp.complex128) for dtype in dtypes) else nullcontext()
 
 
@@ -44,33 +45,37 @@ def flat_dtype(leaves: Leaves) -> Any:
     return jnp.result_type(jnp.float32, *(jnp.finfo(leaf.dtype).dtype for leaf in leaves))
 
 
+def unflat_dtype(leaf: Any, dtype: Any) -> Any:
+    """The dtype of a leaf's part of a vector of a dtype: complex where the leaf is."""
+    return jnp.result_type(dtype, jnp.complex64) if jnp.issubdtype(leaf.dtype, jnp.complexfloating) else dtype
+
+
 def flat_size(leaves: Leaves) -> int:
     """The length of the vector: a complex number counts as two."""
-    return sum(leaf.size * (2 if jnp.iscomplexobj(leaf) else 1) for leaf in leaves)
+    return sum(leaf.size * (2 if jnp.issubdtype(leaf.dtype, jnp.complexfloating) else 1) for leaf in leaves)
 
 
 def flatten(grads: Sequence[jax.Array | None], leaves: Leaves) -> jax.Array:
-    """The gradient of every leaf as one vector, zeros for None. Explicit mesh axes do not divide it."""
+    """The gradient of every leaf as one vector, zeros for None; whole, on explicit mesh axes."""
     dtype = flat_dtype(leaves)
     parts = []
     for grad, leaf in zip(grads, leaves, strict=True):
         real = _view_as_real(jnp.zeros_like(leaf) if grad is None else grad)
-        whole = _sharded(real, jax.typeof(real).sharding.update(spec=PartitionSpec()))
-        parts.append(whole.reshape(-1).astype(dtype))
+        parts.append(_whole(real).reshape(-1).astype(dtype))
     return parts[0] if len(parts) == 1 else jnp.concatenate([*parts, jnp.zeros(0, dtype)])
+
+
+def unflatten(vector: jax.Array, leaves: Leaves) -> Leaves:
+    """The parts of a vector in the leaves' shapes, in the vector's dtype: complex where the leaf is."""
+    return [_view_as_complex(part) if jnp.iscomplexobj(leaf) else part for leaf, part in _parts(vector, leaves)]
 
 
 def move(leaves: Leaves, t: jax.Array, d: jax.Array) -> Leaves:
     """`leaves + t * d`, every leaf rounded to its own dtype."""
-    moved, offset = [], 0
-    for leaf in leaves:
-        real = _view_as_real(leaf)
-        part = _sharded(d[offset : offset + real.size].reshape(real.shape), jax.typeof(real).sharding)
-        new = real.astype(d.dtype) + t * part
-        if jnp.iscomplexobj(leaf):
-            new = jax.lax.complex(new[..., 0], new[..., 1])
-        moved.append(new.astype(leaf.dtype))
-        offset += real.size
+    moved = []
+    for leaf, part in _parts(d, leaves):
+        new = _view_as_real(leaf).astype(d.dtype) + t * part
+        moved.append((_view_as_complex(new) if jnp.iscomplexobj(leaf) else new).astype(leaf.dtype))
     return moved
 
 
@@ -99,10 +104,38 @@ def largest(x: jax.Array) -> jax.Array:
     return jnp.max(jnp.abs(x), initial=0)
 
 
+def power_of_two(x: jax.Array) -> jax.Array:
+    """The power of two at or below a number, to divide by without rounding; 1 for 0 and for what is not finite."""
+    power = jnp.ldexp(jnp.ones_like(x), jnp.frexp(x)[1] - 1)
+    return jnp.where((x > 0) & jnp.isfinite(x), power, 1)
+
+
+def _parts(vector: jax.Array, leaves: Leaves) -> Iterator[tuple[jax.Array, jax.Array]]:
+    """Every leaf with its part of the vector, as real numbers in the leaf's sharding."""
+    vector, offset = _whole(vector), 0
+    for leaf in leaves:
+        real = _view_as_real(leaf)
+        part = vector[offset : offset + real.size].reshape(real.shape)
+        yield leaf, sharded_like(part, real)
+        offset += real.size
+
+
+def _view_as_complex(x: jax.Array) -> jax.Array:
+    return jax.lax.complex(x[..., 0], x[..., 1])
+
+
 def _view_as_real(x: jax.Array) -> jax.Array:
     return jnp.stack([x.real, x.imag], -1) if jnp.iscomplexobj(x) else x
 
 
-def _sharded(x: jax.Array, sharding: Any) -> jax.Array:
+def sharded_like(x: jax.Array, other: jax.Array) -> jax.Array:
     """An array in the sharding of another's type, which says something on a mesh with explicit axes alone."""
+    return _sharded(x, jax.typeof(other).sharding)
+
+
+def _whole(x: jax.Array) -> jax.Array:
+    return _sharded(x, jax.typeof(x).sharding.update(spec=PartitionSpec()))
+
+
+def _sharded(x: jax.Array, sharding: Any) -> jax.Array:
     return x if sharding.mesh.empty else jax.sharding.reshard(x, sharding)

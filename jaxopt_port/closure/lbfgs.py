@@ -1,49 +1,23 @@
-r"""Limited-memory BFGS, with or without a strong-Wolfe line search."""
+r"""Limited-memory BFGS, with or without a strong-Wolfe line search: torch's step."""
 
 from collections.abc import Sequence
+from functools import partial
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 
-from jaxopt_port.closure.base import ClosureAlgorithm, Limits, Progress, check_count
-from jaxopt_port.closure.flat import Evaluate, dot, largest, move
-from jaxopt_port.closure.line_search import backing_off, rounding, strong_wolfe
-from jaxopt_port.closure.stop import Stop, first_of, or_non_finite
+from jaxopt_port.closure import lbfgs_run
+from jaxopt_port.closure.base import REMEDY, ClosureAlgorithm, Limits, Progress, check_count
+from jaxopt_port.closure.flat import Evaluate, Tree, dot, largest, move
+from jaxopt_port.closure.lbfgs_memory import LBFGSState, StrongWolfeState, direction, remember
+from jaxopt_port.closure.line_search import strong_wolfe
+from jaxopt_port.closure.placement import Make
+from jaxopt_port.closure.stop import Stop, first_of
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.scalars import Scalar, check_lr
-
-
-class LBFGSState(NamedTuple):
-    """torch's state, by torch's names; its lists are ring buffers, `history_size` rows of one vector each.
-
-    Args:
-      d: the last direction.
-      t: the last step length.
-      old_dirs: differences of gradients.
-      old_stps: differences of parameters.
-      ro: the inverse of their inner products.
-      H_diag: the scale of the first inverse Hessian.
-      prev_flat_grad: the gradient from which the last step started.
-      prev_loss: the loss from which it started.
-      oldest: the row of the oldest pair.
-      stored: how many pairs there are: torch's `len(old_dirs)`.
-      stop: why the last call ended, a `Stop`.
-    """
-
-    d: jax.Array
-    t: jax.Array
-    old_dirs: jax.Array
-    old_stps: jax.Array
-    ro: jax.Array
-    H_diag: jax.Array
-    prev_flat_grad: jax.Array
-    prev_loss: jax.Array
-    oldest: jax.Array
-    stored: jax.Array
-    stop: jax.Array
 
 
 class LBFGS(ClosureAlgorithm):
@@ -54,35 +28,52 @@ class LBFGS(ClosureAlgorithm):
 
     name = "lbfgs"
 
-    def first_slots(self, size: int, dtype: Any) -> LBFGSState:
-        history = self.static["history_size"]
-
-        def zeros(*shape: int) -> jax.Array:
-            return jnp.zeros(shape, dtype)
-
-        return LBFGSState(
-            d=zeros(size), t=zeros(), old_dirs=zeros(history, size), old_stps=zeros(history, size), ro=zeros(history),
-            H_diag=jnp.ones((), dtype), prev_flat_grad=zeros(size), prev_loss=zeros(), oldest=jnp.int32(0),
-            stored=jnp.int32(0), stop=jnp.int32(Stop.NOT_YET),
+    def first_slots(self, make: Make, d: Tree, size: int, dtype: Any) -> LBFGSState:
+        rows = self.static["history_size"]
+        number, integer = partial(make, 0, (), dtype), partial(make, 0, (), jnp.int32)
+        return (StrongWolfeState if self.static["line_search_fn"] else LBFGSState)(
+            d=d, t=number(), old_dirs=make(0, (rows, size), dtype), old_stps=make(0, (rows, size), dtype),
+            ro=make(0, (rows,), dtype), H_diag=make(1, (), dtype), prev_flat_grad=make(0, (size,), dtype),
+            prev_loss=number(), oldest=integer(), stored=integer(), stop=make(Stop.NOT_YET, (), jnp.int32),
         )  # fmt: skip
 
+    def other_kind(self, found: Any) -> NoReturn:
+        if not isinstance(found, LBFGSState):
+            super().other_kind(found)
+        search = "strong_wolfe" if isinstance(found, StrongWolfeState) else None
+        here = self.static["line_search_fn"]
+        raise ValueError(f"the state is of line_search_fn={search!r}, this optimizer has {here!r}. {REMEDY}")
+
+    def other_shape(self, name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> NoReturn:
+        if name in ("old_dirs", "old_stps", "ro") and found[:1] != expected[:1]:
+            raise ValueError(
+                f"the state is of history_size={found[0]}, this optimizer has history_size={expected[0]}. {REMEDY}"
+            )
+        super().other_shape(name, found, expected)
+
     def run(self, evaluate: Evaluate, at: Progress, h: SimpleNamespace, n_iter: jax.Array, limits: Limits) -> Progress:
+        return lbfgs_run.run(evaluate, at, h, n_iter, limits, self.static["line_search_fn"] is not None)
+
+    def run_step(
+        self, evaluate: Evaluate, at: Progress, h: SimpleNamespace, n_iter: jax.Array, limits: Limits
+    ) -> Progress:
+        """torch's, operation by operation."""
         searches = self.static["line_search_fn"] is not None
 
         def iteration(now: Progress) -> Progress:
-            iters, loss, grad = now.iters + 1, now.loss, now.grad
-            slots = _remember(now.slots, grad, limits.as_torch)
-            d = _direction(slots, grad)
+            loss, grad = now.loss, now.grad
+            slots = remember(now.slots, grad, _learn)
+            d = direction(slots, grad)
             # torch's min(1.0, 1.0 / sum) * lr
             norm = jnp.sum(jnp.abs(grad))
-            t = jnp.where(n_iter + iters == 1, jnp.where(1 / norm < 1, 1 / norm, 1) * h.lr, h.lr)
+            first = n_iter + now.iters == 0
+            t = jnp.where(first, jnp.where(1 / norm < 1, 1 / norm, 1) * h.lr, h.lr)
             gtd = dot(grad, d)
-            slots = slots._replace(d=d, t=t, prev_flat_grad=grad, prev_loss=loss)
-            now = now._replace(iters=iters, slots=slots)
+            now = now._replace(slots=slots._replace(d=d, t=t, prev_flat_grad=grad, prev_loss=loss))
             too_flat = gtd > -h.tolerance_change
 
             def stay(now: Progress) -> Progress:
-                return now._replace(slots=now.slots._replace(stop=jnp.int32(Stop.DIRECTION)))
+                return now._replace(iters=now.iters + 1, slots=now.slots._replace(stop=jnp.int32(Stop.DIRECTION)))
 
             def go(now: Progress) -> Progress:
                 if searches:
@@ -94,64 +85,16 @@ class LBFGS(ClosureAlgorithm):
             return jax.lax.cond(too_flat, stay, go, now)
 
         stop = first_of(
-            (_left(at, limits), Stop.NON_FINITE),
             (largest(at.grad) <= limits.tolerance_grad, Stop.GRADIENT),
             (limits.max_iter < 1, Stop.MAX_ITER),
         )
         at = at._replace(slots=at.slots._replace(stop=stop))
-        end = jax.lax.while_loop(lambda now: now.slots.stop == Stop.NOT_YET, iteration, at)
-        return end._replace(slots=end.slots._replace(stop=or_non_finite(end.slots.stop, end.loss, end.grad)))
+        return jax.lax.while_loop(lambda now: now.slots.stop == Stop.NOT_YET, iteration, at)
 
 
-def _remember(s: LBFGSState, grad: jax.Array, as_torch: bool) -> LBFGSState:
-    """Store the last step, in place of the oldest one where the memory is full.
-
-    torch leaves out one whose inner product is below 1e-10: at a small loss, every one.
-
-    Before the first step d and t are zero, so that nothing is stored.
-    """
-    y, step = grad - s.prev_flat_grad, s.d * s.t
-    ys = dot(y, step)
-    good = ys > (1e-10 if as_torch else jnp.finfo(y.dtype).eps * jnp.sqrt(dot(y, y) * dot(step, step)))
-    size = s.ro.shape[0]
-    row = (s.oldest + s.stored) % size
-
-    def put(buffer: jax.Array, new: jax.Array) -> jax.Array:
-        # The row is written back where nothing is stored: a conditional would copy the whole buffer.
-        old = jax.lax.dynamic_index_in_dim(buffer, row, keepdims=False)
-        return jax.lax.dynamic_update_index_in_dim(buffer, jnp.where(good, new, old), row, 0)
-
-    full = s.stored == size
-    return s._replace(
-        old_dirs=put(s.old_dirs, y),
-        old_stps=put(s.old_stps, step),
-        ro=put(s.ro, 1 / ys),
-        H_diag=jnp.where(good, ys / dot(y, y), s.H_diag),
-        oldest=jnp.where(good & full, (s.oldest + 1) % size, s.oldest),
-        stored=jnp.where(good & ~full, s.stored + 1, s.stored),
-    )
-
-
-def _direction(s: LBFGSState, grad: jax.Array) -> jax.Array:
-    """Minus the gradient times the approximate inverse Hessian: the two-loop recursion."""
-
-    def pair(i: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        row = (s.oldest + i) % s.ro.shape[0]
-        y, step, ro = (jax.lax.dynamic_index_in_dim(b, row, keepdims=False) for b in (s.old_dirs, s.old_stps, s.ro))
-        return row, y, step, ro
-
-    def backward(k: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        q, al = carry
-        row, y, step, ro = pair(s.stored - 1 - k)
-        a = dot(step, q) * ro
-        return q + -a * y, al.at[row].set(a)
-
-    def forward(i: jax.Array, r: jax.Array) -> jax.Array:
-        row, y, step, ro = pair(i)
-        return r + (al[row] - dot(y, r) * ro) * step
-
-    q, al = jax.lax.fori_loop(0, s.stored, backward, (-grad, jnp.zeros_like(s.ro)))
-    return jax.lax.fori_loop(0, s.stored, forward, q * s.H_diag)
+def _learn(ys: jax.Array, y: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+    del step
+    return ys > 1e-10, ys / dot(y, y)
 
 
 def _search(
@@ -159,32 +102,20 @@ def _search(
 ) -> tuple[Progress, jax.Array]:
     """A strong-Wolfe step, and whether it is one."""
     s: LBFGSState = now.slots
-
-    def along(t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        found = evaluate(move(now.x, t, s.d))
-        return found if limits.as_torch else backing_off(*found)
-
     found = strong_wolfe(
-        along, s.t, s.d, now.loss, now.grad, gtd, h.tolerance_change,
-        max_ls=jnp.minimum(limits.max_eval - now.evals, limits.max_search),
-        slack=None if limits.as_torch else rounding(now.loss),
+        lambda t: evaluate(move(now.x, t, s.d)), s.t, s.d, now.loss, now.grad, gtd, h.tolerance_change,
+        max_ls=limits.max_eval - now.evals,
     )  # fmt: skip
-    moved = now._replace(
-        x=move(now.x, found.t, s.d),
-        loss=found.loss,
-        grad=found.grad,
-        evals=now.evals + found.evals,
-        slots=s._replace(t=found.t),
-    )
-    return moved, found.satisfied
+    x = move(now.x, found.t, s.d)
+    return now.after(x, found.loss, found.grad, found.evals, s._replace(t=found.t)), found.satisfied
 
 
 def _fixed_step(evaluate: Evaluate, now: Progress, limits: Limits) -> Progress:
     """The step as it is. The loss is not evaluated after the last one."""
     x = move(now.x, now.slots.t, now.slots.d)
-    last = now.iters == limits.max_iter
+    last = now.iters + 1 == limits.max_iter
     loss, grad = jax.lax.cond(last, lambda x: (now.loss, now.grad), evaluate, x)
-    return now._replace(x=x, loss=loss, grad=grad, evals=jnp.where(last, now.evals, now.evals + 1))
+    return now.after(x, loss, grad, jnp.where(last, 0, 1), now.slots)
 
 
 def _why(now: Progress, satisfied: jax.Array, h: SimpleNamespace, limits: Limits) -> jax.Array:
@@ -192,19 +123,12 @@ def _why(now: Progress, satisfied: jax.Array, h: SimpleNamespace, limits: Limits
     s: LBFGSState = now.slots
     still = largest(s.d * s.t) <= h.tolerance_change
     return first_of(
-        (_left(now, limits), Stop.NON_FINITE),
         (now.iters == limits.max_iter, Stop.MAX_ITER),
         (now.evals >= limits.max_eval, Stop.MAX_EVAL),
         (largest(now.grad) <= limits.tolerance_grad, Stop.GRADIENT),
         (still & ~satisfied, Stop.LINE_SEARCH),
         (still | (jnp.abs(now.loss - s.prev_loss) < h.tolerance_change), Stop.CHANGE),
     )
-
-
-def _left(now: Progress, limits: Limits) -> jax.Array:
-    """Whether a run is where loss or gradient is not finite; a step of torch's goes on."""
-    finite = jnp.isfinite(now.loss) & jnp.isfinite(largest(now.grad))
-    return jnp.zeros((), bool) if limits.as_torch else ~finite
 
 
 def lbfgs(
@@ -216,6 +140,7 @@ def lbfgs(
     history_size: int = 100,
     line_search_fn: str | None = None,
     *,
+    maximize: bool = False,
     param_groups: Sequence[ParamGroup] = (),
 ) -> Optimizer:
     r"""Limited-memory BFGS: torch.optim.LBFGS.
@@ -246,6 +171,8 @@ def lbfgs(
       tolerance_change: a step ends where no parameter, or the loss, moves by more; live.
       history_size: pairs of vectors to remember; static.
       line_search_fn: `"strong_wolfe"` or None; static.
+      maximize: climb instead; the loss that is returned is the closure's own, those in the state are negated, as are
+        the gradients; static.
       param_groups: not supported, as in torch.
 
     Returns:
@@ -282,5 +209,6 @@ def lbfgs(
         max_eval=max_eval,
         history_size=history_size,
         line_search_fn=line_search_fn,
+        maximize=maximize,
     )
     return Optimizer(algorithm.init, algorithm.update)

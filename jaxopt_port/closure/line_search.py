@@ -57,15 +57,6 @@ def rounding(loss: jax.Array) -> jax.Array:
     return ROUNDING * jnp.finfo(loss.dtype).eps * jnp.abs(loss)
 
 
-def backing_off(loss: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """An evaluation as the search is to see it, so that it halves a step to where the loss is not a number.
-
-    Its slope must not be a number either: the minimum of a cubic would be none between it and an infinite loss.
-    """
-    beyond = jnp.isnan(loss) | (loss == jnp.inf)
-    return jnp.where(beyond, jnp.inf, loss), jnp.where(beyond, jnp.nan, grad)
-
-
 def strong_wolfe(
     evaluate: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
     t: jax.Array,
@@ -87,6 +78,10 @@ def strong_wolfe(
     Where the search is exhausted, or its bracket smaller than the tolerance, the lower end of the bracket is returned,
     which may be the starting point.
 
+    Without a `slack` it is torch's search, with what that does where a number overflows or is none: a square beyond the
+    dtype's range makes every later trial NaN. With one, every trial is in the bracket, and a point without a finite
+    loss and slope is one that lies too far.
+
     Args:
       evaluate: the loss and the gradient at a step length.
       t: the first step length to try.
@@ -99,7 +94,7 @@ def strong_wolfe(
       c1: sufficient decrease; static.
       c2: curvature; static.
       slack: by how much the loss may rise and still count as decreasing, for a loss that is only known to rounding;
-        None for none.
+        None for torch's search.
 
     Returns:
       A `Found`.
@@ -116,23 +111,26 @@ def strong_wolfe(
 
     Source: torch/optim/lbfgs.py; Nocedal and Wright, Numerical Optimization, 2006, section 3.5.
     """
-    zero, d_norm = jnp.zeros_like(t), largest(d)
+    zero, d_norm, safe = jnp.zeros_like(t), largest(d), slack is not None
 
     def body(s: _Search) -> _Search:
         f_new, g_new = evaluate(s.t)
         evals, gtd_new = s.evals + 1, dot(g_new, d)
+        if safe:
+            beyond = (f_new != -jnp.inf) & ~(jnp.isfinite(f_new) & jnp.isfinite(gtd_new))
+            f_new, gtd_new = jnp.where(beyond, jnp.inf, f_new), jnp.where(beyond, jnp.nan, gtd_new)
         new = (s.t, f_new, gtd_new)
         f_test = f_new if slack is None else f_new - slack
         rises = f_test > loss + c1 * s.t * gtd  # no sufficient decrease
         flat = jnp.abs(gtd_new) <= -c2 * gtd
         out_of_evals = evals > max_ls
-        found, keeps_new = _bracket(s, new, f_test, rises, flat, out_of_evals, (zero, loss))
+        found, keeps_new = _bracket(s, new, f_test, rises, flat, out_of_evals, (zero, loss), safe)
         zoomed, low_is_new = _zoom(s, new, f_test, rises, flat)
         n = jax.tree.map(lambda a, b: jnp.where(s.bracketed, a, b), zoomed, found._replace(grad=s.grad))
         keeps_new = jnp.where(s.bracketed, low_is_new, keeps_new)
         n = n._replace(grad=jnp.where(keeps_new, g_new, s.grad), evals=evals, finished=n.satisfied | out_of_evals)
         tiny = n.bracketed & (jnp.abs(n.pos[1] - n.pos[0]) * d_norm < tolerance_change)
-        inside, insufficient = _point_inside(n)
+        inside, insufficient = _point_inside(n, safe)
         return n._replace(
             t=jnp.where(n.bracketed, inside, n.t), insufficient=insufficient & n.bracketed, finished=n.finished | tiny
         )
@@ -158,6 +156,7 @@ def _bracket(
     flat: jax.Array,
     out_of_evals: jax.Array,
     start: tuple[jax.Array, jax.Array],
+    safe: bool,
 ) -> tuple[_Search, jax.Array]:
     """Before there is a bracket: it ends at the new point, or that one will do, or the next one lies further out.
 
@@ -168,9 +167,8 @@ def _bracket(
     ends = ~out_of_evals & (higher | (~flat & (gtd_new >= 0)))
     satisfied = ~out_of_evals & ~higher & flat
     goes_on = ~out_of_evals & ~ends & ~satisfied
-    further = cubic_interpolate(
-        (s.pos[0], s.f[0], s.gtd[0]), new, bounds=(t + 0.01 * (t - s.pos[0]), t * 10)
-    )  # fmt: skip
+    bounds = (t + 0.01 * (t - s.pos[0]), t * 10)
+    further = cubic_interpolate((s.pos[0], s.f[0], s.gtd[0]), new, bounds, safe)
     pos, f = (jnp.where(out_of_evals, a, b[0]) for a, b in zip(start, (s.pos, s.f), strict=True))
     low = jnp.where(satisfied, 1, _lower(f, f_new))
     found = s._replace(
@@ -204,13 +202,16 @@ def _zoom(
     return moved, ~worse | (new_low != low)
 
 
-def _point_inside(s: _Search) -> tuple[jax.Array, jax.Array]:
+def _point_inside(s: _Search, safe: bool) -> tuple[jax.Array, jax.Array]:
     """The next point in the bracket, and whether it is too close to an end.
 
     One that is, twice in a row or on the very end, is put a tenth of the bracket inside.
     """
     first, second = zip(s.pos, s.f, s.gtd, strict=True)
-    t = cubic_interpolate(first, second)
+    t = cubic_interpolate(first, second, safe=safe)
+    if safe:  # a tenth of the way to a point without a loss, for as long as none with one is found
+        none_yet = (_at(s.pos, s.low) == 0) & (_at(s.f, 1 - s.low) == jnp.inf)
+        t = jnp.where(none_yet, 0.1 * _at(s.pos, 1 - s.low), t)
     left, right = python_min(*s.pos), python_max(*s.pos)
     tenth = 0.1 * (right - left)
     close = python_min(right - t, t - left) < tenth
@@ -223,6 +224,7 @@ def cubic_interpolate(
     first: tuple[jax.Array, jax.Array, jax.Array],
     second: tuple[jax.Array, jax.Array, jax.Array],
     bounds: Pair | None = None,
+    safe: bool = False,
 ) -> jax.Array:
     r"""The minimum of the cubic through two points with their slopes, clamped to the bounds; their middle without one.
 
@@ -234,6 +236,8 @@ def cubic_interpolate(
       first: `(x, f, g)` of one point: position, value, slope.
       second: of the other.
       bounds: of the result, by default the two points.
+      safe: whether the result is within the bounds whatever the numbers. Without it this is torch's, whose squares
+        overflow for losses above 1e19 in float32, and then NaN.
 
     Returns:
       The position of the minimum.
@@ -250,12 +254,17 @@ def cubic_interpolate(
     ordered = x1 <= x2
     low, high = bounds or (jnp.where(ordered, x1, x2), jnp.where(ordered, x2, x1))
     d1 = g1 + g2 - 3 * (f1 - f2) / (x1 - x2)
+    if safe:  # only their ratios count
+        scale = jnp.maximum(jnp.abs(d1), jnp.maximum(jnp.abs(g1), jnp.abs(g2)))
+        d1, g1, g2 = d1 / scale, g1 / scale, g2 / scale
     square = d1 * d1 - g1 * g2
     d2 = jnp.sqrt(square)
     forward = x2 - (x2 - x1) * ((g2 + d2 - d1) / (g2 - g1 + 2 * d2))
     backward = x1 - (x1 - x2) * ((g1 + d2 - d1) / (g1 - g2 + 2 * d2))
-    clamped = python_min(python_max(jnp.where(ordered, forward, backward), low), high)
-    return jnp.where(square >= 0, clamped, (low + high) / 2)
+    t = jnp.where(ordered, forward, backward)
+    clamped = python_min(python_max(t, low), high)
+    has_minimum = (square >= 0) & ~jnp.isnan(t) if safe else square >= 0
+    return jnp.where(has_minimum, clamped, (low + high) / 2)
 
 
 def _lower(first: jax.Array, second: jax.Array) -> jax.Array:

@@ -10,7 +10,6 @@ import optax
 
 from jaxopt_port.closure.base import UNLIMITED, ClosureAlgorithm, Limits
 from jaxopt_port.closure.flat import Tree, flatten, largest, leaves_of, wide_enough
-from jaxopt_port.closure.line_search import MAX_SEARCH
 from jaxopt_port.closure.program import Program, trace
 from jaxopt_port.closure.stop import Stop, first_of, or_non_finite
 from jaxopt_port.optimizer import Optimizer, OptState
@@ -107,8 +106,8 @@ def _run(
     evaluate = program.evaluation(operands)
     leaves, treedef = leaves_of(params), jax.tree.structure(params)
     loss, grad = evaluate(leaves)
-    limits = Limits(max_steps, jnp.int32(UNLIMITED), jnp.int32(MAX_SEARCH), jnp.asarray(tolerance, grad.dtype), False)
-    end = algorithm.go(evaluate, loss, grad, state, leaves, limits)
+    limits = Limits(max_steps, jnp.int32(UNLIMITED), jnp.asarray(tolerance, grad.dtype))
+    end = algorithm.go(algorithm.run, evaluate, loss, grad, state, leaves, limits)
     new, state = treedef.unflatten(end.x), algorithm.ended(state, end)
     return Minimized(new, end.loss, end.slots.stop, end.iters, end.evals, largest(end.grad), state)
 
@@ -156,7 +155,7 @@ def _step_by_step(
         flat = flatten(jax.tree.leaves(grads), leaves_of(at.params))
         norm = largest(flat)
         stop = first_of((norm <= tolerance, Stop.GRADIENT), (at.steps >= max_steps, Stop.MAX_ITER))
-        stop = or_non_finite(stop, loss, flat)
+        stop = or_non_finite(stop, loss, flat, *leaves_of(at.params))
         return at._replace(loss=loss, stop=stop, grad_norm=norm, evaluations=at.evaluations + 1), grads
 
     nothing = jnp.zeros(())

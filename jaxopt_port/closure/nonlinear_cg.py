@@ -1,6 +1,7 @@
 r"""Nonlinear conjugate gradients, with a strong-Wolfe line search."""
 
 from collections.abc import Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -8,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_port.closure.base import UNLIMITED, ClosureAlgorithm, Limits, Progress, check_count
-from jaxopt_port.closure.flat import Evaluate, dot, largest, move
-from jaxopt_port.closure.line_search import MAX_SEARCH, Found, backing_off, rounding, strong_wolfe
-from jaxopt_port.closure.stop import Stop, first_of, or_non_finite
+from jaxopt_port.closure.flat import Evaluate, Tree, dot, largest, move, power_of_two
+from jaxopt_port.closure.line_search import MAX_SEARCH, Found, strong_wolfe
+from jaxopt_port.closure.placement import Make
+from jaxopt_port.closure.stop import Stop, first_of
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.scalars import Scalar, check_at_least_0, check_lr
@@ -25,26 +27,30 @@ class NonlinearCGState(NamedTuple):
     """The state of nonlinear conjugate gradients.
 
     Args:
-      d: the last direction.
+      d: the last direction, a tree like the parameters; complex where they are, float32 where they have 16 bits.
       t: the last step length.
-      gtd: the slope of the loss along `d`, where the last step started.
-      prev_flat_grad: the gradient there.
+      descent: the first-order change of the loss in the last step, `t g^T d`.
+      prev_flat_grad: the gradient from which the last step started.
       prev_loss: the loss there.
       grad_scale: the largest element of the very first gradient.
       since_restart: iterations since the last restart.
-      failed: whether the last line search found no better point.
+      failed: line searches since the last one that found a better point. After the first comes steepest descent, after
+        one along that the same with the length of the very first step, after that nothing.
       stop: why the last call ended, a `Stop`.
     """
 
-    d: jax.Array
+    d: Any
     t: jax.Array
-    gtd: jax.Array
+    descent: jax.Array
     prev_flat_grad: jax.Array
     prev_loss: jax.Array
     grad_scale: jax.Array
     since_restart: jax.Array
     failed: jax.Array
     stop: jax.Array
+
+
+ALONG_CONJUGATE, ALONG_GRADIENT, AT_FIRST_LENGTH = 1, 2, 3  # what `failed` counts
 
 
 class NonlinearCG(ClosureAlgorithm):
@@ -55,13 +61,12 @@ class NonlinearCG(ClosureAlgorithm):
 
     name = "nonlinear_cg"
 
-    def first_slots(self, size: int, dtype: Any) -> NonlinearCGState:
-        def zeros(*shape: int) -> jax.Array:
-            return jnp.zeros(shape, dtype)
-
+    def first_slots(self, make: Make, d: Tree, size: int, dtype: Any) -> NonlinearCGState:
+        number = partial(make, 0, (), dtype)
         return NonlinearCGState(
-            d=zeros(size), t=zeros(), gtd=zeros(), prev_flat_grad=zeros(size), prev_loss=zeros(), grad_scale=zeros(),
-            since_restart=jnp.int32(0), failed=jnp.zeros((), bool), stop=jnp.int32(Stop.NOT_YET),
+            d=d, t=number(), descent=number(), prev_flat_grad=make(0, (size,), dtype), prev_loss=number(),
+            grad_scale=number(), since_restart=make(0, (), jnp.int32), failed=make(0, (), jnp.int32),
+            stop=make(Stop.NOT_YET, (), jnp.int32),
         )  # fmt: skip
 
     def tolerance_grad(self, h: SimpleNamespace, slots: NonlinearCGState, grad: jax.Array, n_iter: jax.Array) -> Any:
@@ -69,106 +74,111 @@ class NonlinearCG(ClosureAlgorithm):
         return h.tolerance_grad * jnp.where(n_iter == 0, largest(grad), slots.grad_scale)
 
     def run(self, evaluate: Evaluate, at: Progress, h: SimpleNamespace, n_iter: jax.Array, limits: Limits) -> Progress:
+        searches = self.static["line_search"] is not None
+
         def iteration(now: Progress) -> Progress:
             s: NonlinearCGState = now.slots
             first = n_iter + now.iters == 0
             d, since_restart = self._direction(s, now.grad, first)
-            gtd = dot(now.grad, d)
-            t = h.lr if self.static["line_search"] is None else _first_length(s, now, gtd, first, h)
-            found = self._search(evaluate, now, t, d, gtd, limits)
-            failed = (found.t == 0) | ~jnp.isfinite(found.loss)
+            # Inner products with the direction as it is would overflow in float32 from gradients of 1e19 on.
+            unit = power_of_two(largest(d))
+            along = d / unit
+            slope = dot(now.grad, along)
+            if searches:
+                first |= s.failed == ALONG_GRADIENT
+                t = _first_length(s, now, along, slope, first, h)
+                found = strong_wolfe(
+                    lambda t: evaluate(move(now.x, t, along)), t, along, now.loss, now.grad, slope,
+                    tolerance_change=jnp.zeros_like(t),
+                    max_ls=jnp.minimum(limits.max_eval - now.evals, MAX_SEARCH),
+                    c2=CURVATURE,
+                    slack=now.slack(),
+                )  # fmt: skip
+            else:
+                t = h.lr * unit
+                found = Found(t, *evaluate(move(now.x, t, along)), evals=jnp.int32(1), satisfied=jnp.ones((), bool))
+            how = jnp.where(first, AT_FIRST_LENGTH, jnp.where(since_restart == 0, ALONG_GRADIENT, ALONG_CONJUGATE))
+            failed = jnp.where((found.t == 0) & searches, how, 0).astype(jnp.int32)
             # A failed search leaves the lengths of the last good one, for the restart that follows to start from.
             moved = NonlinearCGState(
                 d=d,
-                t=jnp.where(failed, s.t, found.t),
-                gtd=jnp.where(failed, s.gtd, gtd),
+                t=jnp.where(failed, s.t, found.t / unit),
+                descent=jnp.where(failed, s.descent, found.t * slope),
                 prev_flat_grad=now.grad,
                 prev_loss=now.loss,
-                grad_scale=jnp.where(first, largest(now.grad), s.grad_scale),
+                grad_scale=jnp.where(n_iter + now.iters == 0, largest(now.grad), s.grad_scale),
                 since_restart=since_restart,
                 failed=failed,
                 stop=s.stop,
             )
-            now = Progress(
-                move(now.x, found.t, d), found.loss, found.grad, now.iters + 1, now.evals + found.evals, moved
-            )
-            return now._replace(slots=moved._replace(stop=_why(now, h, limits)))
+            now = now.after(move(now.x, found.t, along), found.loss, found.grad, found.evals, moved)
+            return now._replace(slots=moved._replace(stop=_why(now, h, limits, searches)))
 
         stop = first_of(
-            (~jnp.isfinite(at.loss), Stop.NON_FINITE),
+            (~at.finite(), Stop.NON_FINITE),
             (largest(at.grad) <= limits.tolerance_grad, Stop.GRADIENT),
             (limits.max_iter < 1, Stop.MAX_ITER),
         )
         at = at._replace(slots=at.slots._replace(stop=stop))
-        end = jax.lax.while_loop(lambda now: now.slots.stop == Stop.NOT_YET, iteration, at)
-        return end._replace(slots=end.slots._replace(stop=or_non_finite(end.slots.stop, end.loss, end.grad)))
+        return jax.lax.while_loop(lambda now: now.slots.stop == Stop.NOT_YET, iteration, at)
 
     def _direction(self, s: NonlinearCGState, grad: jax.Array, first: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The next direction, and the iterations since the last restart: 0 for steepest descent."""
-        restart, gg = self.static["restart"], dot(grad, grad)
-        d = _beta(self.static["beta"], s, grad, gg) * s.d - grad
-        restarts = first | s.failed | ~(dot(grad, d) <= -DESCENT * gg)
+        restart, unit = self.static["restart"], power_of_two(largest(grad))
+        d = _beta(self.static["beta"], s, grad) * s.d - grad
+        g = grad / unit
+        gg = dot(g, g)
+        restarts = first | (s.failed != 0) | ~(dot(g, d / unit) <= -DESCENT * gg)
         if restart == "powell":
-            restarts |= jnp.abs(dot(grad, s.prev_flat_grad)) >= ORTHOGONAL * gg
+            restarts |= ~(jnp.abs(dot(g, s.prev_flat_grad / unit)) < ORTHOGONAL * gg)
         elif restart is not None:
             restarts |= s.since_restart + 1 >= restart
         return jnp.where(restarts, -grad, d), jnp.where(restarts, 0, s.since_restart + 1)
 
-    def _search(
-        self, evaluate: Evaluate, now: Progress, t: jax.Array, d: jax.Array, gtd: jax.Array, limits: Limits
-    ) -> Found:
-        def along(t: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return backing_off(*evaluate(move(now.x, t, d)))
 
-        if self.static["line_search"] is None:
-            return Found(t, *along(t), evals=jnp.int32(1), satisfied=jnp.ones((), bool))
-        return strong_wolfe(
-            along, t, d, now.loss, now.grad, gtd, jnp.zeros_like(t),
-            max_ls=jnp.minimum(limits.max_eval - now.evals, jnp.minimum(limits.max_search, MAX_SEARCH)),
-            c2=CURVATURE,
-            slack=rounding(now.loss),
-        )  # fmt: skip
-
-
-def _beta(name: str, s: NonlinearCGState, grad: jax.Array, gg: jax.Array) -> jax.Array:
-    y, before = grad - s.prev_flat_grad, dot(s.prev_flat_grad, s.prev_flat_grad)
+def _beta(name: str, s: NonlinearCGState, grad: jax.Array) -> jax.Array:
+    # The same in any unit: in that of the last gradient no square overflows.
+    unit = power_of_two(largest(s.prev_flat_grad))
+    g, last, d = grad / unit, s.prev_flat_grad / unit, s.d / unit
+    gg, y, before = dot(g, g), g - last, dot(last, last)
     if name == "fr":
         return gg / before
     if name == "pr+":
-        return jnp.maximum(dot(grad, y) / before, 0)
-    dy = dot(s.d, y)
+        return jnp.maximum(dot(g, y) / before, 0)
+    dy = dot(d, y)
     if name == "hs":
-        return dot(grad, y) / dy
+        return dot(g, y) / dy
     if name == "dy":
         return gg / dy
     # Hager and Zhang's lower bound, in the form of CG_DESCENT 6
-    bound = 0.4 * dot(s.d, s.prev_flat_grad) / dot(s.d, s.d)
-    return jnp.maximum((dot(grad, y) - 2 * dot(y, y) * dot(s.d, grad) / dy) / dy, bound)
+    bound = 0.4 * dot(d, last) / dot(d, d)
+    return jnp.maximum((dot(g, y) - 2 * dot(y, y) * dot(d, g) / dy) / dy, bound)
 
 
 def _first_length(
-    s: NonlinearCGState, now: Progress, gtd: jax.Array, first: jax.Array, h: SimpleNamespace
+    s: NonlinearCGState, now: Progress, d: jax.Array, slope: jax.Array, first: jax.Array, h: SimpleNamespace
 ) -> jax.Array:
     """The first step length to try.
 
     The geometric mean of the one that repeats the last step's first-order change of the loss, and of the one that a
     parabola with the last decrease of the loss asks for: the first is often too long and the second too short.
     """
-    repeated = s.t * s.gtd / gtd
-    parabola = 2 * (now.loss - s.prev_loss) / gtd
-    mean = jnp.sqrt(repeated * parabola)
+    repeated = s.descent / slope
+    parabola = 2 * (now.loss - s.prev_loss) / slope
+    mean = jnp.sqrt(repeated) * jnp.sqrt(parabola)
     t = jnp.where((mean > 0) & jnp.isfinite(mean), mean, repeated)
-    return jnp.where(first | ~((t > 0) & jnp.isfinite(t)), h.lr / jnp.sum(jnp.abs(now.grad)), t)
+    return jnp.where(first | ~((t > 0) & jnp.isfinite(t)), h.lr / jnp.sum(jnp.abs(d)), t)
 
 
-def _why(now: Progress, h: SimpleNamespace, limits: Limits) -> jax.Array:
+def _why(now: Progress, h: SimpleNamespace, limits: Limits, searches: bool) -> jax.Array:
     s: NonlinearCGState = now.slots
     change = jnp.abs(now.loss - s.prev_loss)
     return first_of(
-        (~jnp.isfinite(now.loss), Stop.NON_FINITE),
+        (~now.finite(), Stop.NON_FINITE),
         (largest(now.grad) <= limits.tolerance_grad, Stop.GRADIENT),
-        (s.failed & (s.since_restart == 0), Stop.LINE_SEARCH),
-        (~s.failed & (change < h.tolerance_change * jnp.abs(s.prev_loss)), Stop.CHANGE),
+        (s.failed == AT_FIRST_LENGTH, Stop.LINE_SEARCH),
+        ((s.failed == 0) & (change < h.tolerance_change * jnp.abs(s.prev_loss)), Stop.CHANGE),
+        (now.stalled() if searches else jnp.zeros((), bool), Stop.CHANGE),
         (now.iters >= limits.max_iter, Stop.MAX_ITER),
         (now.evals >= limits.max_eval, Stop.MAX_EVAL),
     )

@@ -2,13 +2,18 @@
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
 from jax.extend.core.primitives import custom_jvp_call_p, custom_vjp_call_p
 
 from jaxopt_port.closure.flat import Leaves, Tree, flatten, gradient, leaves_of
+from jaxopt_port.closure.reach import Same, reach
+
+ARRAYS = jax.Array | np.ndarray | np.generic | complex | float | int
 
 
 class Program:
@@ -35,7 +40,7 @@ class Program:
         self.hash = hash(self.key)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Program) and self.key == other.key
+        return self is other or (isinstance(other, Program) and self.key == other.key)
 
     def __hash__(self) -> int:
         return self.hash
@@ -69,18 +74,49 @@ def trace(
     Returns:
       `(program, operands)`: the program, and the arrays that go into it.
     """
-    treedef = jax.tree.structure(params)
-    given, args_treedef = jax.tree.flatten(tuple(args))
-    arrays = {
-        i: x for i, x in enumerate(given) if isinstance(x, jax.Array | np.ndarray | np.generic | complex | float | int)
-    }
+    return Traces()(closure, params, args, has_aux)
 
-    def evaluate(leaves: Leaves, arrays: dict[int, Any]) -> tuple[Any, Leaves]:
-        args = args_treedef.unflatten(arrays.get(i, x) for i, x in enumerate(given))
-        return gradient(closure, treedef, args, has_aux)(leaves)
 
-    closed, shapes = jax.make_jaxpr(evaluate, return_shape=True)(leaves_of(params), arrays)
-    return Program(closed, jax.tree.structure(shapes)), [*closed.consts, *arrays.values()]
+class Traces:
+    """`trace`, which remembers what it made of a function for as long as nothing changes that the function can reach.
+
+    Other parameters, and other numbers and arrays in `args`, are operands, and change nothing.
+    """
+
+    def __init__(self) -> None:
+        self.made: WeakKeyDictionary[Any, tuple[Hashable, Program, list[Any]]] = WeakKeyDictionary()
+
+    def __call__(
+        self, closure: Callable[..., Any], params: Tree, args: Sequence[Any], has_aux: bool
+    ) -> tuple[Program, list[Any]]:
+        leaves, treedef = leaves_of(params), jax.tree.structure(params)
+        given, args_treedef = jax.tree.flatten(tuple(args))
+        arrays = {i: x for i, x in enumerate(given) if isinstance(x, ARRAYS)}
+        others = [x for i, x in enumerate(given) if i not in arrays]
+        key = (treedef, args_treedef, *map(jax.typeof, [*leaves, *arrays.values()]), *arrays, has_aux, _context())
+        now = reach(closure, others) if not any(isinstance(x, Tracer) for x in [*leaves, *given]) else None
+        if now is not None:
+            before = self.made.get(closure)
+            if before is not None and before[0] == (now, key):
+                return before[1], [*before[2], *arrays.values()]
+
+        def evaluate(leaves: Leaves, arrays: dict[int, Any]) -> tuple[Any, Leaves]:
+            args = args_treedef.unflatten(arrays.get(i, x) for i, x in enumerate(given))
+            return gradient(closure, treedef, args, has_aux)(leaves)
+
+        closed, shapes = jax.make_jaxpr(evaluate, return_shape=True)(leaves, arrays)
+        program = Program(closed, jax.tree.structure(shapes))
+        if now is not None:
+            self.made[closure] = (now, key), program, closed.consts
+        return program, [*closed.consts, *arrays.values()]
+
+
+def _context() -> Hashable:
+    """What a trace depends on beside the function and what goes into it."""
+    config = jax.config
+    numbers = config.jax_enable_x64, config.jax_default_matmul_precision, config.jax_default_prng_impl
+    promotion = config.jax_numpy_dtype_promotion, config.jax_numpy_rank_promotion
+    return *numbers, *promotion, config.jax_disable_jit, config.jax_debug_nans, jax.sharding.get_abstract_mesh()
 
 
 def _contents(jaxpr: Jaxpr, seen: dict[int, int]) -> Hashable:
@@ -118,18 +154,5 @@ def _fixed(x: Any, seen: dict[int, int]) -> Hashable:
     try:
         hash(x)
     except TypeError:
-        return _Same(x)
+        return Same(x)
     return type(x), x
-
-
-class _Same:
-    """Equal where the object is the same. It keeps the object, so that no other one can take its address."""
-
-    def __init__(self, x: Any):
-        self.x = x
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.x is other.x
-
-    def __hash__(self) -> int:
-        return id(self.x)

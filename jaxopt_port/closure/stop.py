@@ -11,12 +11,12 @@ class Stop(IntEnum):
 
     NOT_YET = 0
     GRADIENT = 1  # the largest element of the gradient is within the tolerance
-    CHANGE = 2  # the step, or the change of the loss, is within the tolerance
-    DIRECTION = 3  # the direction does not descend by more than the tolerance
+    CHANGE = 2  # a step: parameters or loss move by less than the tolerance; a run: neither comes down any more
+    DIRECTION = 3  # a step of lbfgs: the direction does not descend by more than the tolerance
     LINE_SEARCH = 4  # the line search found no better point
     MAX_ITER = 5  # as many iterations (steps, in a run) as were allowed
     MAX_EVAL = 6  # as many evaluations as were allowed
-    NON_FINITE = 7  # the last loss or gradient is infinite or not a number
+    NON_FINITE = 7  # the last loss, gradient or parameter is infinite or not a number
 
 
 def first_of(*reasons: tuple[jax.Array, Stop]) -> jax.Array:
@@ -27,7 +27,7 @@ def first_of(*reasons: tuple[jax.Array, Stop]) -> jax.Array:
     return stop
 
 
-def or_non_finite(stop: jax.Array, loss: jax.Array, gradient: jax.Array) -> jax.Array:
-    """The reason as it is reported: NON_FINITE, whatever it was, where the loss or its gradient is."""
-    finite = jnp.isfinite(loss) & jnp.all(jnp.isfinite(gradient))
+def or_non_finite(stop: jax.Array, *arrays: jax.Array) -> jax.Array:
+    """The reason as it is reported: NON_FINITE, whatever it was, where the loss, its gradient or a parameter is."""
+    finite = jnp.array([jnp.all(jnp.isfinite(x)) for x in arrays]).all()
     return jnp.where(finite, stop, jnp.int32(Stop.NON_FINITE))

@@ -1,6 +1,7 @@
 """Clipping gradients by their norm or by value, with torch's arithmetic."""
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -43,11 +44,13 @@ def get_total_norm(grads: Tree, norm_type: float = 2.0, error_if_nonfinite: bool
     """
     norm_type = float(norm_type)
     with float64():
-        norms = [_norm(g, norm_type) for g in _gradients(grads)]
+        gradients = _gradients(grads)
+        norms = [_norm(g, norm_type) for g in gradients]
         if not norms:
             return jnp.zeros((), jnp.float32)
         dtype = promoted(norm.dtype for norm in norms)
         total = _norm(jnp.stack([norm.astype(dtype) for norm in norms]), norm_type)
+        total = _with_subnormal_powers(total, gradients, norm_type)
         if error_if_nonfinite:
             _check_finite(total, norm_type)
         return total
@@ -188,7 +191,9 @@ def _norm(x: jax.Array, p: float) -> jax.Array:
         )
     dtype = jnp.finfo(x.dtype).dtype
     size = jnp.abs(x).astype(widened(dtype))
-    if p == math.inf:
+    if x.size == 1 and p != 0:  # neither powers, which overflow, nor roots
+        total = size.reshape(())
+    elif p == math.inf:
         total = jnp.max(size)
     elif p == -math.inf:
         total = jnp.min(size)
@@ -196,11 +201,47 @@ def _norm(x: jax.Array, p: float) -> jax.Array:
         total = jnp.sum(size != 0)
     elif p == 1:
         total = jnp.sum(size)
-    elif p == 2:
-        total = jnp.sqrt(jnp.sum(size * size))
     else:
-        total = jnp.sum(size**p) ** (1 / p)
+        total = _root(jnp.sum(_power(size, p)), p)
     return total.astype(dtype)
+
+
+def _power(x: jax.Array, p: float) -> jax.Array:
+    return x * x if p == 2 else x**p
+
+
+def _root(x: jax.Array, p: float) -> jax.Array:
+    return jnp.sqrt(x) if p == 2 else x ** (1 / p)
+
+
+def _with_subnormal_powers(total: jax.Array, gradients: list[jax.Array], p: float) -> jax.Array:
+    """The total norm, where it is so small that the powers under its root are subnormal.
+
+    XLA takes those for zeros on a CPU; torch does not. They are whole numbers of the smallest subnormal, and as such,
+    from larger numbers, they are added up again.
+    """
+    if not 1 <= abs(p) < math.inf or p == 1 or sum(g.size for g in gradients) == 1:
+        return total  # no power of a normal number is subnormal, or there is none
+    wide = widened(total.dtype)
+    info = jnp.finfo(wide)
+    larger = 2.0 ** round(-0.8 * info.minexp / p)
+    unit = float(info.smallest_subnormal) * larger**p
+
+    def powers(g: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.round(_power(jnp.abs(g).astype(wide) * larger, p) / unit))
+
+    def small(total: jax.Array) -> jax.Array:
+        if any(axis is not None for g in gradients for axis in jax.typeof(g).sharding.spec):
+            units = sum(map(powers, gradients), jnp.zeros((), wide))
+        else:  # one array of all, which compiles sooner
+            units = powers(jnp.concatenate([jnp.abs(g).astype(wide).ravel() for g in gradients]))
+        return (_root(units * unit, p) / larger).astype(total.dtype)
+
+    is_small = _power(total.astype(wide) * larger, p) < info.tiny / info.eps * larger**p
+    if is_known(total):
+        return small(total) if is_small else total
+    mended = partial(jax.lax.cond, is_small, small, lambda total: total)
+    return jax.lax.platform_dependent(total, cpu=mended, default=lambda total: total)
 
 
 def _check_finite(total: jax.Array, norm_type: float) -> None:

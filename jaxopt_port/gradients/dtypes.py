@@ -25,3 +25,9 @@ def promoted(dtypes: Iterable[Any]) -> np.dtype:
     """The dtype that torch gives to arrays of these together."""
     with jax.numpy_dtype_promotion("standard"):
         return reduce(jnp.promote_types, dtypes)
+
+
+def times(x: jax.Array, number: Any) -> jax.Array:
+    """An array times a number, as torch has it: 16 bits are computed in float32 and rounded once."""
+    wide = widened(x.dtype)
+    return (x.astype(wide) * jnp.asarray(number, wide)).astype(x.dtype)

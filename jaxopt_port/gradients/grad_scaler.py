@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxopt_port.gradients.dtypes import is_inexact, widened
+from jaxopt_port.gradients.dtypes import is_inexact, times, widened
 from jaxopt_port.optimizer import Optimizer
-from jaxopt_port.scalars import NUMBER, Scalar, float64
+from jaxopt_port.scalars import NUMBER, Scalar, float64, is_known
 
 Tree = Any
 
@@ -97,12 +97,28 @@ class GradScaler:
             return outputs
 
         def scaled(x: jax.Array) -> jax.Array:
-            wide = widened(x.dtype)
-            product = x.astype(wide) * state.scale.astype(wide)
-            return product.astype(x.dtype) if x.ndim else product
+            return times(x if x.ndim else x.astype(widened(x.dtype)), state.scale)
 
         with float64():
             return jax.tree.map(lambda x: scaled(jnp.asarray(x)), outputs)
+
+    def get_scale(self, state: GradScalerState) -> float | jax.Array:
+        """`scaler.get_scale()`: what the loss is multiplied by, for a log.
+
+        Args:
+          state: what `init` or the last `update` returned.
+
+        Returns:
+          The scale as a Python float, which waits for it, in a trace as a 0-d float32; 1.0 if the scaler is disabled.
+
+        Example:
+          >>> scaler = GradScaler(init_scale=8.0)
+          >>> scaler.get_scale(scaler.init())
+          8.0
+        """
+        if not self.enabled:
+            return 1.0
+        return float(state.scale) if is_known(state.scale) else state.scale
 
     def unscale(self, state: GradScalerState, grads: Tree) -> tuple[Tree, jax.Array]:
         """`scaler.unscale_(optimizer)`: the gradients times 1 / scale, for what comes before the step, as clipping.
@@ -125,12 +141,7 @@ class GradScaler:
         with float64():
             inverse = (1 / state.scale.astype(jnp.float64)).astype(jnp.float32)
             found_inf = jnp.any(jnp.array([False, *(~jnp.isfinite(g).all() for g in leaves)]))
-
-            def unscaled(g: jax.Array) -> jax.Array:
-                wide = widened(g.dtype)
-                return (g.astype(wide) * inverse.astype(wide)).astype(g.dtype)
-
-            return jax.tree.map(lambda g: unscaled(g) if is_inexact(g) else g, grads), found_inf
+            return jax.tree.map(lambda g: times(g, inverse) if is_inexact(g) else g, grads), found_inf
 
     def step(
         self,

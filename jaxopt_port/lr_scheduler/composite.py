@@ -1,13 +1,114 @@
 """Schedulers made of schedulers: one after the other, all at once."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 
-from jaxopt_port.lr_scheduler.number import Number, either
+from jaxopt_port.lr_scheduler.double import Float, either
 from jaxopt_port.lr_scheduler.scheduler import Groups, Sched, Scheduler, factory, lrs
+
+
+class Composite(Scheduler):
+    """What the two share: torch's, which count no steps of their own and take neither epoch nor metric."""
+
+    schedulers: Sequence[Scheduler]
+
+    def initial_step(self, s: Sched, groups: Groups) -> None:
+        s["_step_count"] = 0
+        self.advance(s, groups, None, None)
+
+    def advance(self, s: Sched, groups: Groups, epoch: Float | None, metric: Float | None) -> None:
+        if epoch is not None or metric is not None:
+            raise TypeError(f"{self.name} takes no {'metric' if epoch is None else 'epoch: it has no closed form'}")
+        self.step_parts(s, groups)
+
+    def step_parts(self, s: Sched, groups: Groups) -> None:
+        """torch's `step`."""
+        raise NotImplementedError
+
+    def undo(self, s: Sched) -> None:
+        """torch's `recursive_undo`, which leaves the counter of the scheduler itself as it is."""
+        for part, inner in zip(self.schedulers, s["_schedulers"], strict=True):
+            part.undo(inner)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SequentialLR(Composite):
+    """torch's SequentialLR, see `sequential_lr`."""
+
+    schedulers: Sequence[Scheduler]
+    milestones: list[int]
+    last_epoch: int
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        return {"_schedulers": self.schedulers, "_milestones": self.milestones}
+
+    @property
+    def first(self) -> int:
+        """Which of the schedulers begins."""
+        return bisect_right(self.milestones, 0)
+
+    def construct(self, groups: Groups) -> Sched:
+        inner = [part.construct(groups) for part in self.schedulers]
+        for group in groups:
+            group["lr"] = group["initial_lr"]
+        for part, s in zip(self.schedulers, inner, strict=True):
+            part.undo(s)
+        begins = inner[self.first]
+        self.schedulers[self.first].initial_step(begins, groups)
+        return {"last_epoch": self.last_epoch + 1, "_schedulers": inner, "_last_lr": list(begins["_last_lr"])}
+
+    def step_parts(self, s: Sched, groups: Groups) -> None:
+        s["last_epoch"] += 1
+        s["_schedulers"], groups[:], s["_last_lr"] = self._turn(s, groups, self.first)
+
+    def _turn(self, s: Sched, groups: Groups, index: int) -> Any:
+        """What becomes of schedulers, groups and rates where it is the turn of the one at `index` or of a later one."""
+        now = s["last_epoch"]
+
+        def this() -> Any:
+            if index <= self.first:
+                return self._moved(s, groups, index, enter=False)
+            enters = now == self.milestones[index - 1]
+            return either(
+                enters, lambda: self._moved(s, groups, index, True), lambda: self._moved(s, groups, index, False)
+            )
+
+        if index == len(self.schedulers) - 1:
+            return this()
+        return either(now < self.milestones[index], this, lambda: self._turn(s, groups, index + 1))
+
+    def _moved(self, s: Sched, groups: Groups, index: int, enter: bool) -> Any:
+        """The same where it is the turn of the one at `index`, which begins now or goes on."""
+        inner, copies = jax.tree.map(lambda x: x, (s["_schedulers"], groups))
+        if enter:
+            self.schedulers[index].enter(inner[index], copies)
+        else:
+            self.schedulers[index].advance(inner[index], copies, None, None)
+        return inner, copies, list(inner[index]["_last_lr"])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ChainedScheduler(Composite):
+    """torch's ChainedScheduler, see `chained_scheduler`."""
+
+    schedulers: Sequence[Scheduler]
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        return {"_schedulers": self.schedulers}
+
+    def construct(self, groups: Groups) -> Sched:
+        return {"_schedulers": [part.construct(groups) for part in self.schedulers], "_last_lr": lrs(groups)}
+
+    def step_parts(self, s: Sched, groups: Groups) -> None:
+        for part, inner in zip(self.schedulers, s["_schedulers"], strict=True):
+            part.advance(inner, groups, None, None)
+        s["_last_lr"] = lrs(groups)
 
 
 @factory
@@ -55,52 +156,7 @@ def sequential_lr(schedulers: Sequence[Scheduler], milestones: Sequence[int], la
                 f"{part.name} after another scheduler in SequentialLR: torch cannot enter it. "
                 "Make one SequentialLR of all parts, or put it first."
             )
-
-    def construct(groups: Groups) -> Sched:
-        inner = [part.construct(groups) for part in parts]
-        for group in groups:
-            group["lr"] = group["initial_lr"]
-        for part, s in zip(parts, inner, strict=True):
-            part.undo(s)
-        parts[first].initial_step(inner[first], groups)
-        return {"last_epoch": last_epoch + 1, "_schedulers": inner, "_last_lr": list(inner[first]["_last_lr"])}
-
-    def advance(s: Sched, groups: Groups, epoch: Number | None, metric: Number | None) -> None:
-        _check_arguments("SequentialLR", epoch, metric)
-        s["last_epoch"] = now = s["last_epoch"] + 1
-
-        def moved(index: int, enter: bool) -> Any:
-            """What becomes of the schedulers and the groups if the one at `index` moves."""
-            inner, copies = jax.tree.map(lambda x: x, (s["_schedulers"], groups))
-            if enter:
-                parts[index].enter(inner[index], copies)
-            else:
-                parts[index].advance(inner[index], copies, None, None)
-            return inner, copies, list(inner[index]["_last_lr"])
-
-        def from_(index: int) -> Any:
-            """The same where it is the turn of the one at `index` or of a later one."""
-
-            def this() -> Any:
-                if index <= first:
-                    return moved(index, enter=False)
-                return either(now == milestones[index - 1], lambda: moved(index, True), lambda: moved(index, False))
-
-            if index == len(parts) - 1:
-                return this()
-            return either(now < milestones[index], this, lambda: from_(index + 1))
-
-        s["_schedulers"], groups[:], s["_last_lr"] = from_(first)
-
-    return Scheduler(
-        "SequentialLR",
-        {"_schedulers": parts, "_milestones": list(milestones)},
-        construct,
-        _initial_step(advance),
-        advance,
-        _no_enter,
-        _undo(parts),
-    )
+    return SequentialLR(parts, list(milestones), last_epoch)
 
 
 @factory
@@ -127,18 +183,7 @@ def chained_scheduler(schedulers: Sequence[Scheduler]) -> Scheduler:
     Source: torch/optim/lr_scheduler.py, ChainedScheduler.
     """
     parts = _check("ChainedScheduler", "at least one scheduler to be chained", schedulers)
-
-    def construct(groups: Groups) -> Sched:
-        return {"_schedulers": [part.construct(groups) for part in parts], "_last_lr": lrs(groups)}
-
-    def advance(s: Sched, groups: Groups, epoch: Number | None, metric: Number | None) -> None:
-        _check_arguments("ChainedScheduler", epoch, metric)
-        for part, inner in zip(parts, s["_schedulers"], strict=True):
-            part.advance(inner, groups, None, None)
-        s["_last_lr"] = lrs(groups)
-
-    options = {"_schedulers": parts}
-    return Scheduler("ChainedScheduler", options, construct, _initial_step(advance), advance, _no_enter, _undo(parts))
+    return ChainedScheduler(parts)
 
 
 def _check(name: str, what: str, schedulers: Sequence[Scheduler]) -> list[Scheduler]:
@@ -154,32 +199,3 @@ def _check(name: str, what: str, schedulers: Sequence[Scheduler]) -> list[Schedu
                 f"but got one at index {index} in the given schedulers sequence."
             )
     return list(schedulers)
-
-
-def _check_arguments(name: str, epoch: Number | None, metric: Number | None) -> None:
-    if epoch is not None or metric is not None:
-        raise TypeError(f"{name} takes no {'metric' if epoch is None else 'epoch: it has no closed form'}")
-
-
-def _initial_step(advance: Callable[..., None]) -> Callable[[Sched, Groups], None]:
-    """torch's `_initial_step` of a scheduler that counts no steps: a step like any other."""
-
-    def initial_step(s: Sched, groups: Groups) -> None:
-        s["_step_count"] = 0
-        advance(s, groups, None, None)
-
-    return initial_step
-
-
-def _no_enter(s: Sched, groups: Groups) -> None:
-    raise NotImplementedError
-
-
-def _undo(parts: Sequence[Scheduler]) -> Callable[[Sched], None]:
-    """torch's `recursive_undo`, which leaves the counter of the scheduler itself as it is."""
-
-    def undo(s: Sched) -> None:
-        for part, inner in zip(parts, s["_schedulers"], strict=True):
-            part.undo(inner)
-
-    return undo

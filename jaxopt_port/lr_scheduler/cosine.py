@@ -1,10 +1,131 @@
 """Schedulers along a cosine: cosine annealing, with warm restarts, and SWALR."""
 
 import math
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from jaxopt_port.lr_scheduler.number import Number, cos, either, int_log, largest, smallest
-from jaxopt_port.lr_scheduler.scheduler import Groups, Sched, Scheduler, factory, per_group, scheduler, unchanged
+from jaxopt_port.lr_scheduler.double import Float, cos, either, int_log, python_max, python_min
+from jaxopt_port.lr_scheduler.scheduler import Groups, LRScheduler, Sched, Scheduler, factory, lrs, per_group
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CosineAnnealingLR(LRScheduler):
+    """torch's CosineAnnealingLR, see `cosine_annealing_lr`."""
+
+    T_max: int
+    eta_min: float
+    last_epoch: int
+
+    def get_lr(self, s: Sched, groups: Groups) -> list[Float]:
+        t, T_max, eta_min = s["last_epoch"], self.T_max, self.eta_min
+
+        def resumed() -> list[Float]:
+            factor = 1 + cos(t * math.pi / T_max)
+            return [eta_min + (base_lr - eta_min) * factor / 2 for base_lr in s["base_lrs"]]
+
+        def at_the_bottom() -> list[Float]:
+            rise = 1 - cos(math.pi / T_max)
+            return [
+                group["lr"] + (base_lr - eta_min) * rise / 2
+                for base_lr, group in zip(s["base_lrs"], groups, strict=True)
+            ]
+
+        def elsewhere() -> list[Float]:
+            factor = (1 + cos(math.pi * t / T_max)) / (1 + cos(math.pi * (t - 1) / T_max))
+            return [factor * (group["lr"] - eta_min) + eta_min for group in groups]
+
+        def later() -> list[Float]:
+            return either((t - 1 - T_max) % (2 * T_max) == 0, at_the_bottom, elsewhere)
+
+        return either((s["_step_count"] == 1) & (t > 0), resumed, later)
+
+    def closed_form_lr(self, s: Sched, groups: Groups) -> list[Float]:
+        factor = 1 + cos(math.pi * s["last_epoch"] / self.T_max)
+        return [self.eta_min + (base_lr - self.eta_min) * factor / 2 for base_lr in s["base_lrs"]]
+
+    def first_lr(self, s: Sched, groups: Groups) -> list[Float]:
+        return lrs(groups)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CosineAnnealingWarmRestarts(LRScheduler):
+    """torch's CosineAnnealingWarmRestarts, see `cosine_annealing_warm_restarts`."""
+
+    T_0: int
+    T_mult: int
+    eta_min: float
+    last_epoch: int
+    between_epochs = True
+
+    def attributes(self, groups: Groups) -> Sched:
+        return {"T_cur": float(self.last_epoch), "T_i": float(self.T_0)}
+
+    def get_lr(self, s: Sched, groups: Groups) -> list[Float]:
+        factor = 1 + cos(math.pi * s["T_cur"] / s["T_i"])
+        return [self.eta_min + (base_lr - self.eta_min) * factor / 2 for base_lr in s["base_lrs"]]
+
+    def move(self, s: Sched, epoch: Float | None) -> None:
+        def on() -> list[Float]:
+            t_cur = s["T_cur"] + 1
+            again = t_cur >= s["T_i"]
+            restarted = either(again, lambda: [t_cur % s["T_i"], s["T_i"] * self.T_mult], lambda: [t_cur, s["T_i"]])
+            return [s["last_epoch"] + 1, *restarted]
+
+        if epoch is None:
+            new = either(s["last_epoch"] < 0, lambda: [0, *self._to(s, 0)], on)
+        else:
+            new = [math.floor(epoch), *self._to(s, epoch)]
+        s["last_epoch"], s["T_cur"], s["T_i"] = new
+
+    def _to(self, s: Sched, epoch: Float) -> list[Float]:
+        """`T_cur` and `T_i` at an epoch."""
+        if isinstance(epoch, int | float) and epoch < 0:
+            raise ValueError(f"Expected non-negative epoch, but got {epoch}")
+        T_0, T_mult = self.T_0, self.T_mult
+
+        def later() -> list[Float]:
+            if T_mult == 1:
+                return [epoch % T_0, s["T_i"]]
+            n = int_log(epoch / T_0 * (T_mult - 1) + 1, T_mult)
+            return [epoch - T_0 * (T_mult**n - 1) / (T_mult - 1), T_0 * T_mult**n]
+
+        return either(epoch >= T_0, later, lambda: [1.0 * epoch, float(T_0)])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SWALR(LRScheduler):
+    """torch's SWALR, see `swalr`."""
+
+    swa_lr: float | Sequence[float]
+    anneal_epochs: int
+    anneal_strategy: Literal["cos", "linear"]
+    last_epoch: int
+    by_epoch = False
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        return {"_anneal_strategy": self.anneal_strategy, "anneal_epochs": self.anneal_epochs}
+
+    def attributes(self, groups: Groups) -> Sched:
+        for group, lr in zip(groups, per_group("swa_lr", groups, self.swa_lr), strict=True):
+            group["swa_lr"] = lr
+        return {}
+
+    def alpha(self, step: Float) -> Float:
+        t = python_max(0, python_min(1, step / max(1, self.anneal_epochs)))
+        return (1 - cos(math.pi * t)) / 2 if self.anneal_strategy == "cos" else t
+
+    def get_lr(self, s: Sched, groups: Groups) -> list[Float]:
+        step = s["_step_count"] - 1
+        if self.anneal_epochs == 0:
+            step = python_max(1, step)
+        before, now = self.alpha(step - 1), self.alpha(step)
+
+        def initial(lr: Float, end: Float) -> Float:
+            return either(before == 1, lambda: end, lambda: (lr - before * end) / (1 - before))
+
+        return [group["swa_lr"] * now + initial(group["lr"], group["swa_lr"]) * (1 - now) for group in groups]
 
 
 @factory
@@ -31,36 +152,7 @@ def cosine_annealing_lr(T_max: int, eta_min: float = 0.0, last_epoch: int = -1) 
     Source: torch/optim/lr_scheduler.py, CosineAnnealingLR; Loshchilov and Hutter, SGDR: Stochastic gradient descent
     with warm restarts, 2017 (without the restarts).
     """
-
-    def get_lr(s: Sched, groups: Groups) -> list[Number]:
-        t = s["last_epoch"]
-
-        def resumed() -> list[Number]:
-            factor = 1 + cos(t * math.pi / T_max)
-            return [eta_min + (base_lr - eta_min) * factor / 2 for base_lr in s["base_lrs"]]
-
-        def at_the_bottom() -> list[Number]:
-            rise = 1 - cos(math.pi / T_max)
-            return [
-                group["lr"] + (base_lr - eta_min) * rise / 2
-                for base_lr, group in zip(s["base_lrs"], groups, strict=True)
-            ]
-
-        def elsewhere() -> list[Number]:
-            factor = (1 + cos(math.pi * t / T_max)) / (1 + cos(math.pi * (t - 1) / T_max))
-            return [factor * (group["lr"] - eta_min) + eta_min for group in groups]
-
-        def later() -> list[Number]:
-            return either((t - 1 - T_max) % (2 * T_max) == 0, at_the_bottom, elsewhere)
-
-        return either((s["_step_count"] == 1) & (t > 0), resumed, later)
-
-    def closed_form(s: Sched, groups: Groups) -> list[Number]:
-        factor = 1 + cos(math.pi * s["last_epoch"] / T_max)
-        return [eta_min + (base_lr - eta_min) * factor / 2 for base_lr in s["base_lrs"]]
-
-    options = {"T_max": T_max, "eta_min": eta_min}
-    return scheduler("CosineAnnealingLR", get_lr, closed_form, options=options, last_epoch=last_epoch, first=unchanged)
+    return CosineAnnealingLR(T_max, eta_min, last_epoch)
 
 
 @factory
@@ -97,53 +189,12 @@ def cosine_annealing_warm_restarts(T_0: int, T_mult: int = 1, eta_min: float = 0
         raise ValueError(f"Expected integer T_mult >= 1, but got {T_mult}")
     if not isinstance(eta_min, float | int):
         raise ValueError(f"Expected float or int eta_min, but got {eta_min} of type {type(eta_min)}")
-
-    def setup(groups: Groups) -> Sched:
-        return {"T_cur": float(last_epoch), "T_i": float(T_0)}
-
-    def get_lr(s: Sched, groups: Groups) -> list[Number]:
-        factor = 1 + cos(math.pi * s["T_cur"] / s["T_i"])
-        return [eta_min + (base_lr - eta_min) * factor / 2 for base_lr in s["base_lrs"]]
-
-    def walk(s: Sched, epoch: Number | None) -> None:
-        def on() -> list[Number]:
-            t_cur = s["T_cur"] + 1
-            again = t_cur >= s["T_i"]
-            restarted = either(again, lambda: [t_cur % s["T_i"], s["T_i"] * T_mult], lambda: [t_cur, s["T_i"]])
-            return [s["last_epoch"] + 1, *restarted]
-
-        if epoch is None:
-            new = either(s["last_epoch"] < 0, lambda: [0, *to(s, 0)], on)
-        else:
-            new = [math.floor(epoch), *to(s, epoch)]
-        s["last_epoch"], s["T_cur"], s["T_i"] = new
-
-    def to(s: Sched, epoch: Number) -> list[Number]:
-        if isinstance(epoch, int | float) and epoch < 0:
-            raise ValueError(f"Expected non-negative epoch, but got {epoch}")
-
-        def later() -> list[Number]:
-            if T_mult == 1:
-                return [epoch % T_0, s["T_i"]]
-            n = int_log(epoch / T_0 * (T_mult - 1) + 1, T_mult)
-            return [epoch - T_0 * (T_mult**n - 1) / (T_mult - 1), T_0 * T_mult**n]
-
-        return either(epoch >= T_0, later, lambda: [1.0 * epoch, float(T_0)])
-
-    return scheduler(
-        "CosineAnnealingWarmRestarts",
-        get_lr,
-        options={"T_0": T_0, "T_mult": T_mult, "eta_min": eta_min},
-        last_epoch=last_epoch,
-        setup=setup,
-        walk=walk,
-        by_epoch=True,
-    )
+    return CosineAnnealingWarmRestarts(T_0, T_mult, eta_min, last_epoch)
 
 
 @factory
 def swalr(
-    swa_lr: float | list[float],
+    swa_lr: float | Sequence[float],
     anneal_epochs: int = 10,
     anneal_strategy: Literal["cos", "linear"] = "cos",
     last_epoch: int = -1,
@@ -180,26 +231,4 @@ def swalr(
         raise ValueError(f"anneal_strategy must be one of 'cos' or 'linear', instead got {anneal_strategy}")
     if not isinstance(anneal_epochs, int) or anneal_epochs < 0:
         raise ValueError(f"anneal_epochs must be equal or greater than 0, got {anneal_epochs}")
-
-    def alpha(step: Number) -> Number:
-        t = largest(0, smallest(1, step / max(1, anneal_epochs)))
-        return (1 - cos(math.pi * t)) / 2 if anneal_strategy == "cos" else t
-
-    def setup(groups: Groups) -> Sched:
-        for group, lr in zip(groups, per_group("swa_lr", groups, swa_lr), strict=True):
-            group["swa_lr"] = lr
-        return {}
-
-    def get_lr(s: Sched, groups: Groups) -> list[Number]:
-        step = s["_step_count"] - 1
-        if anneal_epochs == 0:
-            step = largest(1, step)
-        before, now = alpha(step - 1), alpha(step)
-
-        def initial(lr: Number, end: Number) -> Number:
-            return either(before == 1, lambda: end, lambda: (lr - before * end) / (1 - before))
-
-        return [group["swa_lr"] * now + initial(group["lr"], group["swa_lr"]) * (1 - now) for group in groups]
-
-    options = {"_anneal_strategy": anneal_strategy, "anneal_epochs": anneal_epochs}
-    return scheduler("SWALR", get_lr, options=options, last_epoch=last_epoch, setup=setup)
+    return SWALR(swa_lr, anneal_epochs, anneal_strategy, last_epoch)

@@ -1,13 +1,14 @@
 """Schedulers that cycle the rate, and momentum against it: cyclic, one cycle."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax.numpy as jnp
 
-from jaxopt_port.lr_scheduler.number import Double, Number, ask, cos, either
-from jaxopt_port.lr_scheduler.scheduler import Groups, Sched, Scheduler, factory, per_group, scheduler
+from jaxopt_port.lr_scheduler.double import Double, Float, cos, either, value_at
+from jaxopt_port.lr_scheduler.scheduler import Groups, LRScheduler, Sched, Scheduler, factory, per_group
 
 PerGroup = float | Sequence[float]
 
@@ -29,12 +30,158 @@ def _start_momentum(groups: Groups, base_momentum: PerGroup, max_momentum: PerGr
     return {"base_momentums": base, "max_momentums": top}
 
 
-def _set_momentum(group: dict[str, Any], value: Number) -> None:
+def _set_momentum(group: dict[str, Any], value: Float) -> None:
     """beta1 where the optimizer has betas, momentum otherwise."""
     if "betas" in group:
         group["betas"] = [value, *group["betas"][1:]]
     else:
         group["momentum"] = value
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CyclicLR(LRScheduler):
+    """torch's CyclicLR, see `cyclic_lr`."""
+
+    base_lr: PerGroup
+    max_lr: PerGroup
+    step_size_up: int
+    step_size_down: int | None
+    mode: Literal["triangular", "triangular2", "exp_range"]
+    gamma: float
+    scale_fn: Callable[[Any], Any] | None
+    scale_mode: Literal["cycle", "iterations"]
+    cycle_momentum: bool
+    base_momentum: PerGroup
+    max_momentum: PerGroup
+    last_epoch: int
+
+    @property
+    def total_size(self) -> float:
+        return float(self.step_size_up) + float(
+            self.step_size_up if self.step_size_down is None else self.step_size_down
+        )
+
+    @property
+    def step_ratio(self) -> float:
+        return float(self.step_size_up) / self.total_size
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        own = ("total_size", "step_ratio", "mode", "gamma", "scale_mode", "cycle_momentum")
+        return {"_scale_fn_custom": self.scale_fn, **{name: getattr(self, name) for name in own}}
+
+    def attributes(self, groups: Groups) -> Sched:
+        if self.last_epoch == -1:
+            for lr, group in zip(per_group("base_lr", groups, self.base_lr), groups, strict=True):
+                group["lr"] = lr
+        s: Sched = {"max_lrs": per_group("max_lr", groups, self.max_lr)}
+        if self.cycle_momentum:
+            s |= _start_momentum(groups, self.base_momentum, self.max_momentum, self.last_epoch)
+        return s
+
+    def construct(self, groups: Groups) -> Sched:
+        base_lrs = per_group("base_lr", groups, self.base_lr)
+        # torch sets base_lrs at the end: the first rate comes from initial_lr, which may be another scheduler's.
+        return {**super().construct(groups), "base_lrs": base_lrs}
+
+    def scale(self, x: Float) -> Float:
+        """The height of a cycle, or of a step."""
+        if self.scale_fn is not None:
+            return value_at("scale_fn", self.scale_fn, x)
+        if self.mode == "exp_range":
+            return self.gamma**x
+        return 1.0 if self.mode == "triangular" else 1 / (2.0 ** (x - 1))
+
+    def get_lr(self, s: Sched, groups: Groups) -> list[Float]:
+        cycle = math.floor(1 + s["last_epoch"] / self.total_size)
+        x = 1.0 + s["last_epoch"] / self.total_size - cycle
+        rises = x <= self.step_ratio
+        x = either(rises, lambda: x / self.step_ratio, lambda: (x - 1) / (self.step_ratio - 1))
+        height = self.scale(cycle if self.scale_mode == "cycle" else s["last_epoch"])
+        if self.cycle_momentum:
+            for group, low, high in zip(groups, s["base_momentums"], s["max_momentums"], strict=True):
+                _set_momentum(group, high - (high - low) * x * height)
+        return [low + (high - low) * x * height for low, high in zip(s["base_lrs"], s["max_lrs"], strict=True)]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class OneCycleLR(LRScheduler):
+    """torch's OneCycleLR, see `one_cycle_lr`."""
+
+    max_lr: PerGroup
+    total_steps: int
+    pct_start: float
+    anneal_strategy: Literal["cos", "linear"]
+    cycle_momentum: bool
+    base_momentum: PerGroup
+    max_momentum: PerGroup
+    div_factor: float
+    final_div_factor: float
+    three_phase: bool
+    last_epoch: int
+
+    @property
+    def phases(self) -> list[dict[str, Any]]:
+        """torch's `_schedule_phases`."""
+        end = self.total_steps - 1
+        up = float(self.pct_start * self.total_steps) - 1, "initial_lr", "max_lr", "max_momentum", "base_momentum"
+        if self.three_phase:
+            turn = float(2 * self.pct_start * self.total_steps) - 2
+            down = turn, "max_lr", "initial_lr", "base_momentum", "max_momentum"
+            phases = [up, down, (end, "initial_lr", "min_lr", "max_momentum", "max_momentum")]
+        else:
+            phases = [up, (end, "max_lr", "min_lr", "base_momentum", "max_momentum")]
+        keys = "end_step", "start_lr", "end_lr", "start_momentum", "end_momentum"
+        return [dict(zip(keys, phase, strict=True)) for phase in phases]
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        return {
+            "total_steps": self.total_steps,
+            "_schedule_phases": self.phases,
+            "_anneal_func_type": self.anneal_strategy,
+            "cycle_momentum": self.cycle_momentum,
+        }
+
+    def attributes(self, groups: Groups) -> Sched:
+        if self.last_epoch == -1:
+            for group, lr in zip(groups, per_group("max_lr", groups, self.max_lr), strict=True):
+                group["initial_lr"], group["max_lr"] = lr / self.div_factor, lr
+                group["min_lr"] = group["initial_lr"] / self.final_div_factor
+        if self.cycle_momentum:
+            _start_momentum(groups, self.base_momentum, self.max_momentum, self.last_epoch)
+        return {}
+
+    def anneal(self, start: Float, end: Float, pct: Float) -> Float:
+        if self.anneal_strategy == "linear":
+            return (end - start) * pct + start
+        return end + (start - end) / 2.0 * (cos(math.pi * pct) + 1)
+
+    def annealed(self, step: Float, group: dict[str, Any], start_step: float, phases: list[dict[str, Any]]) -> Any:
+        """The rate and the momentum of a group, if the step is in the first of the phases or later."""
+        phase, *later = phases
+
+        def here() -> list[Float]:
+            pct = (step - start_step) / (phase["end_step"] - start_step)
+            names = ("lr", "momentum") if self.cycle_momentum else ("lr",)
+            return [self.anneal(group[phase[f"start_{n}"]], group[phase[f"end_{n}"]], pct) for n in names]
+
+        if not later:
+            return here()
+        return either(step <= phase["end_step"], here, lambda: self.annealed(step, group, phase["end_step"], later))
+
+    def get_lr(self, s: Sched, groups: Groups) -> list[Float]:
+        step, new = s["last_epoch"], []
+        if isinstance(step, Double):
+            step = either(step > self.total_steps, lambda: jnp.nan, lambda: step)
+        elif step > self.total_steps:
+            raise ValueError(f"Tried to step {step} times. The specified number of total steps is {self.total_steps}")
+        for group in groups:
+            lr, *momentum = self.annealed(step, group, 0.0, self.phases)
+            new.append(lr)
+            if self.cycle_momentum:
+                _set_momentum(group, *momentum)
+        return new
 
 
 @factory
@@ -97,47 +244,22 @@ def cyclic_lr(
     """
     if mode not in ("triangular", "triangular2", "exp_range") and scale_fn is None:
         raise ValueError("mode is invalid and scale_fn is None")
-    up = float(step_size_up)
-    total_size = up + (up if step_size_down is None else float(step_size_down))
-    step_ratio = up / total_size
     if scale_fn is None:
         scale_mode = "iterations" if mode == "exp_range" else "cycle"
-    scales: dict[str, Callable[[Any], Any]] = {
-        "triangular": lambda cycle: 1.0,
-        "triangular2": lambda cycle: 1 / (2.0 ** (cycle - 1)),
-        "exp_range": lambda step: gamma**step,
-    }
-    scale = scale_fn or scales[mode]
-
-    def setup(groups: Groups) -> Sched:
-        base_lrs = per_group("base_lr", groups, base_lr)
-        if last_epoch == -1:
-            for lr, group in zip(base_lrs, groups, strict=True):
-                group["lr"] = lr
-        s = {"base_lrs": base_lrs, "max_lrs": per_group("max_lr", groups, max_lr)}
-        return {**s, **_start_momentum(groups, base_momentum, max_momentum, last_epoch)} if cycle_momentum else s
-
-    def get_lr(s: Sched, groups: Groups) -> list[Number]:
-        cycle = math.floor(1 + s["last_epoch"] / total_size)
-        x = 1.0 + s["last_epoch"] / total_size - cycle
-        rises = x <= step_ratio
-        x = either(rises, lambda: x / step_ratio, lambda: (x - 1) / (step_ratio - 1))
-        height = ask(scale, cycle if scale_mode == "cycle" else s["last_epoch"])
-        if cycle_momentum:
-            for group, low, high in zip(groups, s["base_momentums"], s["max_momentums"], strict=True):
-                _set_momentum(group, high - (high - low) * x * height)
-        return [low + (high - low) * x * height for low, high in zip(s["base_lrs"], s["max_lrs"], strict=True)]
-
-    options = {
-        "total_size": total_size,
-        "step_ratio": step_ratio,
-        "mode": mode,
-        "gamma": gamma,
-        "_scale_fn_custom": scale_fn,
-        "scale_mode": scale_mode,
-        "cycle_momentum": cycle_momentum,
-    }
-    return scheduler("CyclicLR", get_lr, options=options, last_epoch=last_epoch, setup=setup, by_epoch=True)
+    return CyclicLR(
+        base_lr,
+        max_lr,
+        step_size_up,
+        step_size_down,
+        mode,
+        gamma,
+        scale_fn,
+        scale_mode,
+        cycle_momentum,
+        base_momentum,
+        max_momentum,
+        last_epoch,
+    )
 
 
 @factory
@@ -206,64 +328,19 @@ def one_cycle_lr(
         raise ValueError(f"Expected float between 0 and 1 pct_start, but got {pct_start}")
     if anneal_strategy not in ("cos", "linear"):
         raise ValueError(f"anneal_strategy must be one of 'cos' or 'linear', instead got {anneal_strategy}")
-    up = float(pct_start * total) - 1, "initial_lr", "max_lr", "max_momentum", "base_momentum"
-    if three_phase:
-        down = float(2 * pct_start * total) - 2, "max_lr", "initial_lr", "base_momentum", "max_momentum"
-        phases = [up, down, (total - 1, "initial_lr", "min_lr", "max_momentum", "max_momentum")]
-    else:
-        phases = [up, (total - 1, "max_lr", "min_lr", "base_momentum", "max_momentum")]
-
-    def setup(groups: Groups) -> Sched:
-        if last_epoch == -1:
-            for group, lr in zip(groups, per_group("max_lr", groups, max_lr), strict=True):
-                group["initial_lr"], group["max_lr"] = lr / div_factor, lr
-                group["min_lr"] = group["initial_lr"] / final_div_factor
-        if cycle_momentum:
-            _start_momentum(groups, base_momentum, max_momentum, last_epoch)
-        return {}
-
-    def anneal(start: Number, end: Number, pct: Number) -> Number:
-        if anneal_strategy == "linear":
-            return (end - start) * pct + start
-        return end + (start - end) / 2.0 * (cos(math.pi * pct) + 1)
-
-    def annealed(step: Number, group: dict[str, Any], index: int = 0) -> list[Number]:
-        """The rate and the momentum of a group, if the step is in phase `index` or later."""
-        end_step, *names = phases[index]
-        start_step = phases[index - 1][0] if index else 0.0
-
-        def here() -> list[Number]:
-            pct = (step - start_step) / (end_step - start_step)
-            pairs = [names[:2], names[2:]] if cycle_momentum else [names[:2]]
-            return [anneal(group[start], group[end], pct) for start, end in pairs]
-
-        return (
-            here()
-            if index == len(phases) - 1
-            else either(step <= end_step, here, lambda: annealed(step, group, index + 1))
-        )
-
-    def get_lr(s: Sched, groups: Groups) -> list[Number]:
-        step, new = s["last_epoch"], []
-        if isinstance(step, Double):
-            step = either(step > total, lambda: jnp.nan, lambda: step)
-        elif step > total:
-            raise ValueError(f"Tried to step {step} times. The specified number of total steps is {total}")
-        for group in groups:
-            lr, *momentum = annealed(step, group)
-            new.append(lr)
-            if cycle_momentum:
-                _set_momentum(group, *momentum)
-        return new
-
-    keys = "end_step", "start_lr", "end_lr", "start_momentum", "end_momentum"
-    options = {
-        "total_steps": total,
-        "_schedule_phases": [dict(zip(keys, phase, strict=True)) for phase in phases],
-        "_anneal_func_type": anneal_strategy,
-        "cycle_momentum": cycle_momentum,
-    }
-    return scheduler("OneCycleLR", get_lr, options=options, last_epoch=last_epoch, setup=setup, by_epoch=True)
+    return OneCycleLR(
+        max_lr,
+        total,
+        pct_start,
+        anneal_strategy,
+        cycle_momentum,
+        base_momentum,
+        max_momentum,
+        div_factor,
+        final_div_factor,
+        three_phase,
+        last_epoch,
+    )
 
 
 def _total_steps(total_steps: int | None, epochs: int | None, steps_per_epoch: int | None) -> int:

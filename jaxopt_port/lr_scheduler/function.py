@@ -1,15 +1,78 @@
 """Schedulers that ask a Python function: lambda, multiplicative; and its table for jit."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
-from jaxopt_port.lr_scheduler.number import Double, Number, ask
-from jaxopt_port.lr_scheduler.scheduler import GROUP_ORDER, Groups, Sched, Scheduler, factory, scheduler, unchanged
+from jaxopt_port.lr_scheduler.double import Double, Float, value_at
+from jaxopt_port.lr_scheduler.scheduler import GROUP_ORDER, Groups, LRScheduler, Sched, Scheduler, factory, lrs
 
 Function = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LambdaLR(LRScheduler):
+    """torch's LambdaLR, see `lambda_lr`."""
+
+    lr_lambda: Function | Sequence[Function]
+    last_epoch: int
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        return {"lr_lambdas": self.lr_lambda}
+
+    def functions(self, count: int) -> list[Function]:
+        """A function for each of so many groups."""
+        if not isinstance(self.lr_lambda, list | tuple):
+            return [self.lr_lambda] * count  # type: ignore[list-item]
+        if len(self.lr_lambda) != count:
+            raise ValueError(f"Expected {count} lr_lambdas, but got {len(self.lr_lambda)}{GROUP_ORDER}")
+        return list(self.lr_lambda)
+
+    def attributes(self, groups: Groups) -> Sched:
+        self.functions(len(groups))
+        return {}
+
+    def factors(self, s: Sched) -> list[Float]:
+        """What the functions make of the epoch, for each of the groups that the scheduler was made for."""
+        return [value_at("lr_lambda", function, s["last_epoch"]) for function in self.functions(len(s["base_lrs"]))]
+
+    def get_lr(self, s: Sched, groups: Groups) -> list[Float]:
+        return [base_lr * factor for factor, base_lr in zip(self.factors(s), s["base_lrs"], strict=True)]
+
+
+class MultiplicativeLR(LambdaLR):
+    """torch's MultiplicativeLR, see `multiplicative_lr`."""
+
+    by_epoch = False
+
+    def attributes(self, groups: Groups) -> Sched:
+        for function in self.functions(len(groups)):
+            if not callable(function):
+                raise TypeError(f"lr_lambda should be a function, but got {type(function).__name__}")
+        return {}
+
+    def get_lr(self, s: Sched, groups: Groups) -> list[Float]:
+        return [group["lr"] * factor for factor, group in zip(self.factors(s), groups, strict=True)]
+
+    def first_lr(self, s: Sched, groups: Groups) -> list[Float]:
+        return lrs(groups)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A function of an epoch, and under jit its values: see `tabulate`."""
+
+    function: Function
+    values: tuple[float, ...] = field(repr=False)
+
+    def __call__(self, epoch: Float) -> Float:
+        if not isinstance(epoch, Double):
+            return self.function(epoch)
+        at = epoch.value.astype(jnp.int32)
+        return Double(jnp.array(self.values).at[at].get(mode="fill", fill_value=jnp.nan), epoch.one)
 
 
 def tabulate(function: Function, steps: int) -> Function:
@@ -36,23 +99,7 @@ def tabulate(function: Function, steps: int) -> Function:
       [0.5]
       [0.05]
     """
-    values = np.array([float(function(epoch)) for epoch in range(steps + 1)])
-
-    def look_up(epoch: Number) -> Number:
-        if not isinstance(epoch, Double):
-            return function(epoch)
-        at = epoch.value.astype(jnp.int32)
-        return Double(jnp.asarray(values).at[at].get(mode="fill", fill_value=jnp.nan), epoch.one)
-
-    return look_up
-
-
-def _functions(lr_lambda: Function | Sequence[Function], groups: Groups) -> list[Function]:
-    if not isinstance(lr_lambda, list | tuple):
-        return [lr_lambda] * len(groups)  # type: ignore[list-item]
-    if len(lr_lambda) != len(groups):
-        raise ValueError(f"Expected {len(groups)} lr_lambdas, but got {len(lr_lambda)}{GROUP_ORDER}")
-    return list(lr_lambda)
+    return Table(function, tuple(float(function(epoch)) for epoch in range(steps + 1)))
 
 
 @factory
@@ -80,17 +127,7 @@ def lambda_lr(lr_lambda: Function | Sequence[Function], last_epoch: int = -1) ->
 
     Source: torch/optim/lr_scheduler.py, LambdaLR.
     """
-
-    def setup(groups: Groups) -> Sched:
-        _functions(lr_lambda, groups)
-        return {}
-
-    def get_lr(s: Sched, groups: Groups) -> list[Number]:
-        functions = _functions(lr_lambda, groups)
-        return [base_lr * ask(f, s["last_epoch"]) for f, base_lr in zip(functions, s["base_lrs"], strict=True)]
-
-    options = {"lr_lambdas": lr_lambda}
-    return scheduler("LambdaLR", get_lr, options=options, last_epoch=last_epoch, setup=setup, by_epoch=True)
+    return LambdaLR(lr_lambda, last_epoch)
 
 
 @factory
@@ -117,22 +154,4 @@ def multiplicative_lr(lr_lambda: Function | Sequence[Function], last_epoch: int 
 
     Source: torch/optim/lr_scheduler.py, MultiplicativeLR.
     """
-
-    def setup(groups: Groups) -> Sched:
-        for function in _functions(lr_lambda, groups):
-            if not callable(function):
-                raise TypeError(f"lr_lambda should be a function, but got {type(function).__name__}")
-        return {}
-
-    def get_lr(s: Sched, groups: Groups) -> list[Number]:
-        functions = _functions(lr_lambda, groups)
-        return [group["lr"] * ask(f, s["last_epoch"]) for f, group in zip(functions, groups, strict=True)]
-
-    return scheduler(
-        "MultiplicativeLR",
-        get_lr,
-        options={"lr_lambdas": lr_lambda},
-        last_epoch=last_epoch,
-        setup=setup,
-        first=unchanged,
-    )
+    return MultiplicativeLR(lr_lambda, last_epoch)

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from jaxopt_port.lr_scheduler.scheduler import Sched, Scheduler
-from jaxopt_port.number import to_number
+from jaxopt_port.number import to_float64, to_number
 from jaxopt_port.optimizer import OptState
 from jaxopt_port.scalars import float64
 
@@ -74,7 +74,7 @@ def as_schedule(scheduler: Scheduler, lr: float, steps: int | None = None) -> op
         dtype = jax.dtypes.canonicalize_dtype(float)
         with float64():
             if table is None:
-                rate = scheduler.step_to(sched, state, count)[0]["_last_lr"][0]
+                rate = to_float64(scheduler.step_to(sched, state, count)[0]["_last_lr"][0])
             else:
                 rate = jnp.asarray(table).at[jnp.asarray(count)].get(mode="clip")
             return jnp.asarray(rate).astype(dtype)

@@ -1,11 +1,82 @@
 """The scheduler that looks at a metric."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from jaxopt_port.lr_scheduler.number import Condition, Number, either, largest
+from jaxopt_port.lr_scheduler.double import Condition, Float, either, python_max
 from jaxopt_port.lr_scheduler.scheduler import GROUP_ORDER, Groups, Sched, Scheduler, factory, lrs, per_group
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ReduceLROnPlateau(Scheduler):
+    """torch's ReduceLROnPlateau, see `reduce_lr_on_plateau`."""
+
+    mode: Literal["min", "max"]
+    factor: float
+    patience: int
+    threshold: float
+    threshold_mode: Literal["rel", "abs"]
+    cooldown: int
+    min_lr: float | Sequence[float]
+    eps: float
+
+    @property
+    def mode_worse(self) -> float:
+        return math.inf if self.mode == "min" else -math.inf
+
+    @property
+    def default_min_lr(self) -> float | None:
+        """What groups get that are added later."""
+        return None if isinstance(self.min_lr, list | tuple) else self.min_lr  # pyright: ignore[reportReturnType]
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        own = "factor", "default_min_lr", "patience", "cooldown", "eps", "mode_worse", "mode", "threshold"
+        return {name: getattr(self, name) for name in (*own, "threshold_mode")}
+
+    def construct(self, groups: Groups) -> Sched:
+        if isinstance(self.min_lr, list | tuple) and len(self.min_lr) != len(groups):
+            raise ValueError(f"expected {len(groups)} min_lrs, got {len(self.min_lr)}{GROUP_ORDER}")
+        return {
+            "best": self.mode_worse,
+            "num_bad_epochs": 0,
+            "cooldown_counter": 0,
+            "last_epoch": 0,
+            "min_lrs": per_group("min_lr", groups, self.min_lr),
+            "_last_lr": lrs(groups),
+        }
+
+    def is_better(self, metric: Float, best: Float) -> Condition:
+        threshold, relative = self.threshold, self.threshold_mode == "rel"
+        if self.mode == "min":
+            return metric < best * (1.0 - threshold) if relative else metric < best - threshold
+        return metric > best * (threshold + 1.0) if relative else metric > best + threshold
+
+    def advance(self, s: Sched, groups: Groups, epoch: Float | None, metric: Float | None) -> None:
+        if metric is None:
+            raise TypeError("ReduceLROnPlateau needs the metric: step(sched, state, metric)")
+        s["last_epoch"] = s["last_epoch"] + 1 if epoch is None else epoch
+        better = self.is_better(metric, s["best"])
+        bad = either(better, lambda: 0, lambda: s["num_bad_epochs"] + 1)
+        s["best"] = either(better, lambda: metric, lambda: s["best"])
+        left = s["cooldown_counter"]
+        left, bad = either(left > 0, lambda: [left - 1, 0], lambda: [left, bad])
+        reduce = bad > self.patience
+        s["cooldown_counter"], s["num_bad_epochs"] = either(reduce, lambda: [self.cooldown, 0], lambda: [left, bad])
+        if len(s["min_lrs"]) != len(groups):  # add_param_group has made others
+            if self.default_min_lr is None:
+                raise RuntimeError(
+                    f"The number of param groups in the `optimizer` ({len(groups)}) differs from when "
+                    f"`ReduceLROnPlateau` was initialized ({len(s['min_lrs'])}): give min_lr as one number"
+                )
+            s["min_lrs"] = [float(self.default_min_lr)] * len(groups)
+        for group, least in zip(groups, s["min_lrs"], strict=True):
+            old = group["lr"]
+            new = python_max(old * self.factor, least)
+            group["lr"] = either(reduce & (old - new > self.eps), lambda: new, lambda: old)  # noqa: B023  called at once
+        s["_last_lr"] = lrs(groups)
 
 
 @factory
@@ -61,62 +132,4 @@ def reduce_lr_on_plateau(
         raise ValueError(f"mode {mode} is unknown!")
     if threshold_mode not in ("rel", "abs"):
         raise ValueError(f"threshold mode {threshold_mode} is unknown!")
-    worst = math.inf if mode == "min" else -math.inf
-    shared_min: Any = None if isinstance(min_lr, list | tuple) else min_lr
-
-    def construct(groups: Groups) -> Sched:
-        if isinstance(min_lr, list | tuple) and len(min_lr) != len(groups):
-            raise ValueError(f"expected {len(groups)} min_lrs, got {len(min_lr)}{GROUP_ORDER}")
-        return {
-            "best": worst,
-            "num_bad_epochs": 0,
-            "cooldown_counter": 0,
-            "last_epoch": 0,
-            "min_lrs": per_group("min_lr", groups, min_lr),
-            "_last_lr": lrs(groups),
-        }
-
-    def is_better(metric: Number, best: Number) -> Condition:
-        if mode == "min":
-            return metric < best * (1.0 - threshold) if threshold_mode == "rel" else metric < best - threshold
-        return metric > best * (threshold + 1.0) if threshold_mode == "rel" else metric > best + threshold
-
-    def advance(s: Sched, groups: Groups, epoch: Number | None, metric: Number | None) -> None:
-        if metric is None:
-            raise TypeError("ReduceLROnPlateau needs the metric: step(sched, state, metric)")
-        s["last_epoch"] = s["last_epoch"] + 1 if epoch is None else epoch
-        better = is_better(metric, s["best"])
-        bad = either(better, lambda: 0, lambda: s["num_bad_epochs"] + 1)
-        s["best"] = either(better, lambda: metric, lambda: s["best"])
-        left = s["cooldown_counter"]
-        left, bad = either(left > 0, lambda: [left - 1, 0], lambda: [left, bad])
-        reduce = bad > patience
-        s["cooldown_counter"], s["num_bad_epochs"] = either(reduce, lambda: [cooldown, 0], lambda: [left, bad])
-        if len(s["min_lrs"]) != len(groups):  # add_param_group has made others
-            if shared_min is None:
-                raise RuntimeError(
-                    f"The number of param groups in the `optimizer` ({len(groups)}) differs from when "
-                    f"`ReduceLROnPlateau` was initialized ({len(s['min_lrs'])}): give min_lr as one number"
-                )
-            s["min_lrs"] = [float(shared_min)] * len(groups)
-        for group, least in zip(groups, s["min_lrs"], strict=True):
-            old = group["lr"]
-            new = largest(old * factor, least)
-            group["lr"] = either(reduce & (old - new > eps), lambda: new, lambda: old)  # noqa: B023  called at once
-        s["_last_lr"] = lrs(groups)
-
-    def nested(s: Sched, groups: Groups | None = None) -> None:
-        raise NotImplementedError("ReduceLROnPlateau cannot be in another scheduler")
-
-    options = {
-        "factor": factor,
-        "default_min_lr": shared_min,
-        "patience": patience,
-        "cooldown": cooldown,
-        "eps": eps,
-        "mode_worse": worst,
-        "mode": mode,
-        "threshold": threshold,
-        "threshold_mode": threshold_mode,
-    }
-    return Scheduler("ReduceLROnPlateau", options, construct, nested, advance, nested, nested)
+    return ReduceLROnPlateau(mode, factor, patience, threshold, threshold_mode, cooldown, min_lr, eps)

@@ -1,69 +1,71 @@
-"""Scheduler, and what all of them share: torch's counters, the base rates, the groups, the initial step.
+"""Scheduler, and LRScheduler: what torch's schedulers share beside their formulas.
 
 Inside, a scheduler is written as torch's is, over two things it may change: `s`, torch's attributes by torch's names,
-and `groups`, torch's `optimizer.param_groups`. Both are copies with numbers in them (`number.py`) that `Scheduler`
-makes of the states before a call and turns into new states after it.
+and `groups`, torch's `optimizer.param_groups`. Both are copies with numbers in them (`double.py`) that `Scheduler`
+makes of the states before a call and turns into new states after it (`states.py`).
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import fields
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxopt_port.hyper import find_state, in_place_of, replace_state
-from jaxopt_port.lr_scheduler.number import Double, Number, numbers
-from jaxopt_port.number import is_number, to_float64
-from jaxopt_port.optimizer import OptState
+from jaxopt_port.hyper import find_state, replace_state
+from jaxopt_port.lr_scheduler.double import Float, is_one_number, python_numbers
+from jaxopt_port.lr_scheduler.states import Groups, Sched, check, encoded, join, scheduled, split, with_scheduled
+from jaxopt_port.number import Number, is_number, to_float64, to_numpy
 from jaxopt_port.scalars import Scalar, float64, is_known
 
 T = TypeVar("T")
 P = ParamSpec("P")
-Sched = dict[str, Any]
-Groups = list[dict[str, Any]]
 
-SCHEDULED = ("lr", "momentum", "betas")
-GROUP_ORDER = " (group 0 is the default group, then come the ParamGroups in order)"
+GROUP_ORDER = (
+    " (group 0 is the default group, then come the ParamGroups in order: those that are frozen or have no parameters "
+    "count too, and take any value)"
+)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class Scheduler:
     """A learning rate scheduler, as pure functions.
 
     Called from Python it computes with Python's numbers, as torch does, and so with torch's bits; that reads the state,
     and so waits for the step that computes it. Under jit (`jax.jit(scheduler.step)`, or inside a training step or a
-    scan) it reads nothing and waits for nothing, and on CPU has the same bits, but for rates below 2.3e-308, which XLA
-    takes for 0.
+    scan) it reads nothing and waits for nothing. On a CPU it has the same bits there too. On a GPU it may differ in the
+    last: XLA's float64 `cos` and `pow` are an ulp from the C library's in 15 % and 26 % of arguments.
 
-    The state `sched` is a dict of arrays by torch's names (`last_epoch`, `base_lrs`, `_last_lr`, ...). In
-    `sched["param_groups"]` is what torch's scheduler adds to the optimizer's groups, `initial_lr` for example.
+    The state `sched` is a dict by torch's names (`last_epoch`, `base_lrs`, `_last_lr`, ...), with an int32 for an
+    integer and a `Number` for all else. `sched["param_groups"]` is what torch's scheduler adds to the optimizer's
+    groups, `initial_lr` for example, and `sched["scheduler"]` says whose state it is.
 
-    Args:
-      name: torch's class.
-      options: torch's attributes that do not change, by torch's names.
-      construct: `groups -> s`, torch's constructor.
-      initial_step: `(s, groups)`, torch's `_initial_step`.
-      advance: `(s, groups, epoch, metric)`, torch's `step`.
-      enter: `(s, groups)`, what SequentialLR does to a scheduler whose turn it is: torch's `_update_lr(0)`.
-      undo: `(s)`, how SequentialLR takes back the initial step.
-      by_epoch: the rates that `step_to` gives depend on the epoch alone.
+    Each scheduler is a frozen dataclass of torch's arguments, with torch's methods: over `s`, the state with numbers in
+    it, and `groups`, the optimizer's.
     """
 
-    name: str
-    options: Mapping[str, Any]
-    construct: Callable[[Groups], Sched]
-    initial_step: Callable[[Sched, Groups], None]
-    advance: Callable[[Sched, Groups, Number | None, Number | None], None]
-    enter: Callable[[Sched, Groups], None]
-    undo: Callable[[Sched], None]
-    by_epoch: bool = False
+    by_epoch: ClassVar[bool] = False
+    """Whether the rates that `step_to` gives depend on the epoch alone."""
+    between_epochs: ClassVar[bool] = False
+    """Whether `step_to` takes an epoch between two."""
 
     def __repr__(self) -> str:
-        return f"{self.name}({', '.join(f'{name}={value!r}' for name, value in self.options.items())})"
+        arguments = {each.name: getattr(self, each.name) for each in fields(self)}  # pyright: ignore[reportArgumentType]
+        if arguments.get("last_epoch") == -1:
+            del arguments["last_epoch"]
+        return f"{self.name}({', '.join(f'{name}={value!r}' for name, value in arguments.items())})"
+
+    @property
+    def name(self) -> str:
+        """torch's class."""
+        return type(self).__name__
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """torch's attributes that do not change, by torch's names."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "last_epoch"}  # pyright: ignore[reportArgumentType]
 
     def init(self, state: T, after: Sched | None = None) -> tuple[Sched, T]:
         """torch's constructor, which sets the rates of epoch 0.
@@ -71,26 +73,31 @@ class Scheduler:
         Args:
           state: an OptState, or a pytree with one inside (a chain's state, a TrainState).
           after: the state of a scheduler made before on the same optimizer. torch's share `initial_lr`, and what else
-            they add to the groups. Without it the rates in `state` are the initial ones.
+            they add to the groups. Without it the rates in `state` are the initial ones. Of torch's, OneCycleLR and
+            SWALR read what they share at every step: where this scheduler changes it, and the one before is to go on
+            as torch's does, give it `{**after, "param_groups": sched["param_groups"]}`.
 
         Returns:
           `(sched, state)`.
 
         Raises:
-          TypeError: the optimizer in place of its state; a state that lost its float64.
+          TypeError: the optimizer in place of its state; `after` is no scheduler's state.
           ValueError: an option that does not fit the optimizer's groups, in torch's words.
           KeyError: `last_epoch` is given, and the groups have no `initial_lr` to resume from.
         """
         optimizer = find_state(state)
-        live = _scheduled(optimizer)
-        _check(optimizer=live)
+        live = scheduled(optimizer)
+        if after is not None and not (isinstance(after, Mapping) and "param_groups" in after):
+            raise TypeError(f"after must be the state of another scheduler, which its init returned, not {after!r}")
         added = [{} for _ in live] if after is None else after["param_groups"]
+        check(optimizer=live, scheduler=added)
         with float64():
-            before = numbers((live, added))
-            groups = _join(*before)
+            before = python_numbers((live, added))
+            groups = join(*before)
             s = self.construct(groups)
-            now, s["param_groups"] = _split(groups)
-            return _arrays(s), replace_state(state, _with(optimizer, _arrays(now, before[0], live)))
+            now, s["param_groups"] = split(groups)
+            sched = {**encoded(s), "scheduler": {self._whose(): {}}}
+            return sched, replace_state(state, with_scheduled(optimizer, encoded(now, before[0], live)))
 
     def step(self, sched: Sched, state: T, metric: Scalar | None = None) -> tuple[Sched, T]:
         """torch's `scheduler.step()`, in the chainable form: from the last rate to the next.
@@ -104,25 +111,27 @@ class Scheduler:
           `(sched, state)`.
 
         Raises:
-          TypeError: a metric that is missing, or not wanted; a state that lost its float64.
+          TypeError: a metric that is missing, or not wanted; a state that is not this scheduler's.
           ValueError: stacked states, as `vmap` makes them: call this inside `vmap` too.
         """
         return self._step(sched, state, None, metric)
 
-    def step_to(self, sched: Sched, state: T, epoch: Scalar, metric: Scalar | None = None) -> tuple[Sched, T]:
+    def step_to(self, sched: Sched, state: T, epoch: Scalar | Number, metric: Scalar | None = None) -> tuple[Sched, T]:
         """torch's `scheduler.step(epoch)`: the closed form where there is one. It differs in the last bits.
 
         Args:
           sched: what `init` or the last step returned.
           state: an OptState, or a pytree with one inside.
-          epoch: the epoch to be at, an integer; for `cosine_annealing_warm_restarts` it may lie between two.
+          epoch: the epoch to be at, an integer; for `cosine_annealing_warm_restarts` it may lie between two. Such a one
+            goes into jit as a `Number` or a float64: JAX would make a float32 of a Python number.
           metric: what `reduce_lr_on_plateau` looks at.
 
         Returns:
           `(sched, state)`.
 
         Raises:
-          TypeError: `sequential_lr` and `chained_scheduler`, which take no epoch; all that `step` raises.
+          TypeError: `sequential_lr` and `chained_scheduler`, which take no epoch; an epoch between two where it has to
+            be an integer, or as a traced float32; all that `step` raises.
 
         Example:
           >>> import jaxopt_port as optim
@@ -135,6 +144,7 @@ class Scheduler:
           >>> scheduler.get_last_lr(sched)
           [0.125]
         """
+        self._check_epoch(epoch)
         return self._step(sched, state, epoch, metric)
 
     def get_last_lr(self, sched: Sched) -> list[Any]:
@@ -147,20 +157,147 @@ class Scheduler:
           The learning rate of each group, as Python floats (of the states that `vmap` makes, lists of them); in a
           trace as float64 arrays.
         """
-        return [np.asarray(x).tolist() if is_known(x) else x for x in sched["_last_lr"]]
+        return [to_numpy(x).tolist() if is_known(x.parts) else to_float64(x) for x in sched["_last_lr"]]
+
+    def construct(self, groups: Groups) -> Sched:
+        """torch's constructor: returns `s`."""
+        raise NotImplementedError
+
+    def initial_step(self, s: Sched, groups: Groups) -> None:
+        """torch's `_initial_step`."""
+        raise NotImplementedError
+
+    def advance(self, s: Sched, groups: Groups, epoch: Float | None, metric: Float | None) -> None:
+        """torch's `step`."""
+        raise NotImplementedError
+
+    def enter(self, s: Sched, groups: Groups) -> None:
+        """What SequentialLR does to a scheduler whose turn it is: torch's `_update_lr(0)`."""
+        raise NotImplementedError
+
+    def undo(self, s: Sched) -> None:
+        """How SequentialLR takes back the initial step."""
+        raise NotImplementedError
 
     def _step(self, sched: Sched, state: T, epoch: Any, metric: Any) -> tuple[Sched, T]:
+        if metric is not None and not is_one_number(metric):
+            raise TypeError(f"the metric has to be one number, such as a loss, not {metric!r}")
         optimizer = find_state(state)
-        live = _scheduled(optimizer)
-        _check(optimizer=live, scheduler=sched)
+        live = scheduled(optimizer)
+        self.check_state(sched)
+        own = {key: value for key, value in sched.items() if key != "scheduler"}
+        check(optimizer=live, scheduler=own)
         with float64():
-            *before, epoch, metric = numbers((live, sched, epoch, metric))
+            *before, epoch, metric = python_numbers((live, own, epoch, metric))
             now, s = jax.tree.map(lambda x: x, before)
-            groups = _join(now, s.pop("param_groups"))
+            groups = join(now, s.pop("param_groups"))
             self.advance(s, groups, epoch, metric)
-            now, s["param_groups"] = _split(groups)
-            live, sched = _arrays((now, s), before, (live, sched))
-            return sched, replace_state(state, _with(optimizer, live))
+            now, s["param_groups"] = split(groups)
+            live, own = encoded((now, s), before, (live, own))
+            return {**own, "scheduler": sched["scheduler"]}, replace_state(state, with_scheduled(optimizer, live))
+
+    def _whose(self) -> str:
+        """What the state says of the scheduler that it belongs to."""
+        parts = self.options.get("_schedulers")
+        return self.name if parts is None else f"{self.name}({', '.join(part._whose() for part in parts)})"
+
+    def check_state(self, sched: Any) -> None:
+        """That a state is this scheduler's."""
+        if not isinstance(sched, Mapping) or len(sched.get("scheduler") or ()) != 1:
+            what = f"a dict of {list(sched)}" if isinstance(sched, Mapping) else f"a {type(sched).__name__}"
+            raise TypeError(f"the first argument has to be the scheduler's state, which init returned, not {what}")
+        (whose,) = sched["scheduler"]
+        if whose != self._whose():
+            raise TypeError(f"the state is of a {whose}, this scheduler is a {self._whose()}")
+
+    def _check_epoch(self, epoch: Any) -> None:
+        """That it is an integer, or what comes between two in double precision."""
+        if not is_one_number(epoch):
+            raise TypeError(f"the epoch has to be a number, not {epoch!r}")
+        known = is_known(epoch.parts if is_number(epoch) else epoch)
+        dtype = epoch.dtype if hasattr(epoch, "dtype") else np.dtype(np.float64)
+        if isinstance(epoch, int) or jnp.issubdtype(dtype, jnp.integer):
+            return
+        if not self.between_epochs and (not known or float(epoch) != int(float(epoch))):
+            raise TypeError(f"the epoch has to be an integer, not {epoch}")
+        if not known and dtype != np.float64:
+            raise TypeError(
+                f"under jit the epoch is a {dtype}, which has lost the last bits of an epoch between two: hand it to "
+                "jit as jaxopt_port.number.to_number(epoch), or call step_to outside jit"
+            )
+
+
+class LRScheduler(Scheduler):
+    """torch's LRScheduler: what a scheduler needs beside its formulas."""
+
+    last_epoch: int
+    by_epoch = True
+
+    def get_lr(self, s: Sched, groups: Groups) -> list[Float]:
+        """The rates in chainable form, from those before."""
+        raise NotImplementedError
+
+    def closed_form_lr(self, s: Sched, groups: Groups) -> list[Float]:
+        """torch's `_get_closed_form_lr`: the rates of an epoch, from the initial ones."""
+        return self.get_lr(s, groups)
+
+    def first_lr(self, s: Sched, groups: Groups) -> list[Float]:
+        """The rates of the constructor's initial step: torch's `_is_initial`."""
+        return self.get_lr(s, groups)
+
+    def attributes(self, groups: Groups) -> Sched:
+        """What torch's constructor sets before it reads the base rates."""
+        return {}
+
+    def move(self, s: Sched, epoch: Float | None) -> None:
+        """How a step moves the counters."""
+        s["_step_count"] += 1
+        s["last_epoch"] = s["last_epoch"] + 1 if epoch is None else epoch
+
+    def construct(self, groups: Groups) -> Sched:
+        s = self.attributes(groups)
+        for i, group in enumerate(groups):
+            if self.last_epoch == -1:
+                group.setdefault("initial_lr", group["lr"])
+            elif "initial_lr" not in group:
+                raise KeyError(
+                    f"param 'initial_lr' is not specified in param_groups[{i}] when resuming scheduler with "
+                    "last_epoch >= 0: give the scheduler state that has it, init(state, after=sched)"
+                )
+        s = {"base_lrs": [group["initial_lr"] for group in groups], "last_epoch": self.last_epoch, **s}
+        self.initial_step(s, groups)
+        return s
+
+    def initial_step(self, s: Sched, groups: Groups) -> None:
+        s["_step_count"] = 0
+        self.move(s, None)
+        self._set_lrs(s, groups, self.first_lr)
+
+    def advance(self, s: Sched, groups: Groups, epoch: Float | None, metric: Float | None) -> None:
+        if metric is not None:
+            raise TypeError(f"{self.name} takes no metric; to go to an epoch call step_to(sched, state, epoch)")
+        self.move(s, epoch)
+        self._set_lrs(s, groups, self.get_lr if epoch is None else self.closed_form_lr)
+
+    def enter(self, s: Sched, groups: Groups) -> None:
+        s["last_epoch"] = 0
+        self._set_lrs(s, groups, self.closed_form_lr)
+
+    def undo(self, s: Sched) -> None:
+        s["last_epoch"] -= 1
+
+    def _set_lrs(self, s: Sched, groups: Groups, formula: Callable[[Sched, Groups], list[Float]]) -> None:
+        try:
+            for group, lr in zip(groups, formula(s, groups), strict=True):
+                group["lr"] = lr
+        except (KeyError, ValueError) as error:
+            if len(s["base_lrs"]) == len(groups):
+                raise
+            raise ValueError(
+                f"{self.name} was made for {len(s['base_lrs'])} parameter groups, the optimizer has {len(groups)}: "
+                "after add_param_group make the scheduler anew"
+            ) from error
+        s["_last_lr"] = lrs(groups)
 
 
 def factory(make: Callable[P, Scheduler]) -> Callable[P, Scheduler]:
@@ -178,95 +315,9 @@ def factory(make: Callable[P, Scheduler]) -> Callable[P, Scheduler]:
     return checked
 
 
-def scheduler(
-    name: str,
-    get_lr: Callable[[Sched, Groups], list[Number]],
-    closed_form: Callable[[Sched, Groups], list[Number]] | None = None,
-    *,
-    options: Mapping[str, Any],
-    last_epoch: int,
-    setup: Callable[[Groups], Sched] = lambda groups: {},
-    first: Callable[[Sched, Groups], list[Number]] | None = None,
-    walk: Callable[[Sched, Number | None], None] | None = None,
-    by_epoch: bool = False,
-) -> Scheduler:
-    """torch's LRScheduler: what a scheduler needs beside its formulas.
-
-    Args:
-      name: torch's class.
-      get_lr: `(s, groups) -> rates`, the chainable form.
-      closed_form: `(s, groups) -> rates`, torch's `_get_closed_form_lr`.
-      options: torch's attributes that do not change.
-      last_epoch: torch's argument.
-      setup: `groups -> s`, what the constructor does before it reads the base rates.
-      first: what the constructor's initial step takes in place of `get_lr`: torch's `_is_initial`.
-      walk: `(s, epoch)`, how the counters move where it is not as in torch's LRScheduler.
-      by_epoch: `get_lr` depends on the epoch alone. A closed form always does.
-    """
-
-    def construct(groups: Groups) -> Sched:
-        s = setup(groups)
-        for i, group in enumerate(groups):
-            if last_epoch == -1:
-                group.setdefault("initial_lr", group["lr"])
-            elif "initial_lr" not in group:
-                raise KeyError(
-                    f"param 'initial_lr' is not specified in param_groups[{i}] when resuming scheduler with "
-                    "last_epoch >= 0: give the scheduler state that has it, init(state, after=sched)"
-                )
-        s = {"base_lrs": [group["initial_lr"] for group in groups], "last_epoch": last_epoch, **s}
-        initial_step(s, groups)
-        return s
-
-    def initial_step(s: Sched, groups: Groups) -> None:
-        s["_step_count"] = 0
-        move(s, groups, None, first or get_lr)
-
-    def advance(s: Sched, groups: Groups, epoch: Number | None, metric: Number | None) -> None:
-        if metric is not None:
-            raise TypeError(f"{name} takes no metric; to go to an epoch call step_to(sched, state, epoch)")
-        move(s, groups, epoch, get_lr if epoch is None else closed_form or get_lr)
-
-    def move(s: Sched, groups: Groups, epoch: Number | None, form: Callable[[Sched, Groups], list[Number]]) -> None:
-        if walk is None:
-            s["_step_count"] += 1
-            s["last_epoch"] = s["last_epoch"] + 1 if epoch is None else epoch
-        else:
-            walk(s, epoch)
-        try:
-            set_lrs(s, groups, form(s, groups))
-        except ValueError as error:
-            if len(s["base_lrs"]) == len(groups):
-                raise
-            raise ValueError(
-                f"{name} was made for {len(s['base_lrs'])} parameter groups, the optimizer has {len(groups)}: after "
-                "add_param_group make the scheduler anew"
-            ) from error
-
-    def enter(s: Sched, groups: Groups) -> None:
-        s["last_epoch"] = 0
-        set_lrs(s, groups, (closed_form or get_lr)(s, groups))
-
-    def set_lrs(s: Sched, groups: Groups, new: list[Number]) -> None:
-        for group, lr in zip(groups, new, strict=True):
-            group["lr"] = lr
-        s["_last_lr"] = lrs(groups)
-
-    def undo(s: Sched) -> None:
-        s["last_epoch"] -= 1
-
-    by_epoch = by_epoch or closed_form is not None
-    return Scheduler(name, options, construct, initial_step, advance, enter, undo, by_epoch)
-
-
-def lrs(groups: Groups) -> list[Number]:
+def lrs(groups: Groups) -> list[Float]:
     """The learning rate of each group."""
     return [group["lr"] for group in groups]
-
-
-def unchanged(s: Sched, groups: Groups) -> list[Number]:
-    """The rates that the groups have, as a `first`."""
-    return lrs(groups)
 
 
 def per_group(name: str, groups: Groups, value: Any) -> list[float]:
@@ -279,81 +330,3 @@ def per_group(name: str, groups: Groups, value: Any) -> list[float]:
             f"{name} has {len(value)} values, param_groups has {len(groups)}.{GROUP_ORDER}"
         )
     return list(map(float, value))
-
-
-def _scheduled(optimizer: OptState) -> list[dict[str, Any]]:
-    """What schedulers read and set, without the boxes that nnx.Optimizer puts around every array of its state."""
-    return [
-        {
-            name: to_float64(value) if is_number(value) else list(map(to_float64, value))
-            for name, value in group.items()
-            if name in SCHEDULED
-        }
-        for group in optimizer.param_groups
-    ]
-
-
-def _with(optimizer: OptState, live: Groups) -> OptState:
-    """The optimizer's state with these rates and momenta."""
-    new = [
-        {
-            **group,
-            **{name: jax.tree.map(in_place_of, group[name], _like(values[name]), is_leaf=is_number) for name in values},
-        }
-        for group, values in zip(optimizer.param_groups, live, strict=True)
-    ]
-    return optimizer._replace(param_groups=tuple(new))
-
-
-def _like(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _join(live: Groups, added: Groups) -> Groups:
-    """The groups as torch has them; one that add_param_group has made since has nothing added yet."""
-    more = [{}] * (len(live) - len(added))
-    return [{**one, **other} for one, other in zip(live, [*added, *more], strict=True)]
-
-
-def _split(groups: Groups) -> tuple[Groups, Groups]:
-    """What belongs into the optimizer's state, and what torch's schedulers add to the groups."""
-    live = [{name: value for name, value in group.items() if name in SCHEDULED} for group in groups]
-    return live, [{name: value for name, value in group.items() if name not in SCHEDULED} for group in groups]
-
-
-def _arrays(new: Any, before: Any = None, old: Any = None) -> Any:
-    """The tree `new` of numbers as arrays: those of `old` where a number is still that of `before`."""
-    leaves, treedef = jax.tree.flatten(new)
-    if treedef != jax.tree.structure(old):  # add_param_group has made another group
-        before = old = None
-    arrays: list[Any] = [None] * len(leaves) if old is None else jax.tree.leaves(old)
-    unchanged = [None] * len(leaves) if old is None else jax.tree.leaves(before)
-    moved = [i for i, (x, was) in enumerate(zip(leaves, unchanged, strict=True)) if x is not was]
-    made = jax.tree.map(jnp.asarray, [_array(leaves[i], arrays[i]) for i in moved])
-    for i, x in zip(moved, made, strict=True):
-        arrays[i] = x
-    return treedef.unflatten(arrays)
-
-
-def _array(x: Number, like: Any) -> Any:
-    dtype = np.dtype((np.int32 if isinstance(x, int) else np.float64) if like is None else like.dtype)
-    if isinstance(x, Double):
-        return x.value.astype(dtype)
-    if dtype.kind == "i" and x != int(x):
-        raise TypeError(f"the epoch has to be an integer, not {x}")
-    return dtype.type(x)
-
-
-def _check(**states: Any) -> None:
-    for owner, state in states.items():
-        for path, x in jax.tree_util.tree_flatten_with_path(state)[0]:
-            lost = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype != jnp.float64
-            if not lost and x.size == 1:
-                continue
-            what = f"{jax.tree_util.keystr(path)} of the {owner}'s state is {x.dtype}{list(x.shape)}"
-            if lost:
-                raise TypeError(
-                    f"{what}, not float64. Bring a state back from a file or from device_get as "
-                    "jaxopt_port.restore's docstring has it."
-                )
-            raise ValueError(f"{what}, not one number. For states that vmap made, call the scheduler inside jax.vmap")

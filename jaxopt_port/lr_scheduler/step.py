@@ -2,10 +2,61 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from numbers import Real
 
-from jaxopt_port.lr_scheduler.number import Number, count, either
-from jaxopt_port.lr_scheduler.scheduler import Groups, Sched, Scheduler, factory, lrs, scheduler, unchanged
+from jaxopt_port.lr_scheduler.double import Float, count, either
+from jaxopt_port.lr_scheduler.scheduler import Groups, LRScheduler, Sched, Scheduler, factory, lrs
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class StepLR(LRScheduler):
+    """torch's StepLR, see `step_lr`."""
+
+    step_size: int
+    gamma: float
+    last_epoch: int
+
+    def get_lr(self, s: Sched, groups: Groups) -> list[Float]:
+        stays = (s["last_epoch"] == 0) | (s["last_epoch"] % self.step_size != 0)
+        return either(stays, lambda: lrs(groups), lambda: [group["lr"] * self.gamma for group in groups])
+
+    def closed_form_lr(self, s: Sched, groups: Groups) -> list[Float]:
+        return [base_lr * self.gamma ** (s["last_epoch"] // self.step_size) for base_lr in s["base_lrs"]]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MultiStepLR(LRScheduler):
+    """torch's MultiStepLR, see `multi_step_lr`."""
+
+    milestones: Counter[int]
+    gamma: float
+    last_epoch: int
+
+    def get_lr(self, s: Sched, groups: Groups) -> list[Float]:
+        times = count(s["last_epoch"] == milestone for milestone in sorted(self.milestones.elements()))
+        return either(times == 0, lambda: lrs(groups), lambda: [group["lr"] * self.gamma**times for group in groups])
+
+    def closed_form_lr(self, s: Sched, groups: Groups) -> list[Float]:
+        times = count(s["last_epoch"] >= milestone for milestone in sorted(self.milestones.elements()))
+        return [base_lr * self.gamma**times for base_lr in s["base_lrs"]]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ExponentialLR(LRScheduler):
+    """torch's ExponentialLR, see `exponential_lr`."""
+
+    gamma: float
+    last_epoch: int
+
+    def get_lr(self, s: Sched, groups: Groups) -> list[Float]:
+        return [group["lr"] * self.gamma for group in groups]
+
+    def closed_form_lr(self, s: Sched, groups: Groups) -> list[Float]:
+        return [base_lr * self.gamma ** s["last_epoch"] for base_lr in s["base_lrs"]]
+
+    def first_lr(self, s: Sched, groups: Groups) -> list[Float]:
+        return lrs(groups)
 
 
 @factory
@@ -43,16 +94,7 @@ def step_lr(step_size: int, gamma: float = 0.1, last_epoch: int = -1) -> Schedul
     """
     if not isinstance(step_size, Real) or step_size <= 0:
         raise ValueError(f"Expected positive integer step_size, but got {step_size!r}")
-
-    def get_lr(s: Sched, groups: Groups) -> list[Number]:
-        stays = (s["last_epoch"] == 0) | (s["last_epoch"] % step_size != 0)
-        return either(stays, lambda: lrs(groups), lambda: [group["lr"] * gamma for group in groups])
-
-    def closed_form(s: Sched, groups: Groups) -> list[Number]:
-        return [base_lr * gamma ** (s["last_epoch"] // step_size) for base_lr in s["base_lrs"]]
-
-    options = {"step_size": step_size, "gamma": gamma}
-    return scheduler("StepLR", get_lr, closed_form, options=options, last_epoch=last_epoch)
+    return StepLR(step_size, gamma, last_epoch)
 
 
 @factory
@@ -77,19 +119,7 @@ def multi_step_lr(milestones: Iterable[int], gamma: float = 0.1, last_epoch: int
 
     Source: torch/optim/lr_scheduler.py, MultiStepLR.
     """
-    counter = Counter(milestones)
-    elements = sorted(counter.elements())
-
-    def get_lr(s: Sched, groups: Groups) -> list[Number]:
-        times = count(s["last_epoch"] == milestone for milestone in elements)
-        return either(times == 0, lambda: lrs(groups), lambda: [group["lr"] * gamma**times for group in groups])
-
-    def closed_form(s: Sched, groups: Groups) -> list[Number]:
-        times = count(s["last_epoch"] >= milestone for milestone in elements)
-        return [base_lr * gamma**times for base_lr in s["base_lrs"]]
-
-    options = {"milestones": counter, "gamma": gamma}
-    return scheduler("MultiStepLR", get_lr, closed_form, options=options, last_epoch=last_epoch)
+    return MultiStepLR(Counter(milestones), gamma, last_epoch)
 
 
 @factory
@@ -112,12 +142,4 @@ def exponential_lr(gamma: float, last_epoch: int = -1) -> Scheduler:
 
     Source: torch/optim/lr_scheduler.py, ExponentialLR.
     """
-
-    def get_lr(s: Sched, groups: Groups) -> list[Number]:
-        return [group["lr"] * gamma for group in groups]
-
-    def closed_form(s: Sched, groups: Groups) -> list[Number]:
-        return [base_lr * gamma ** s["last_epoch"] for base_lr in s["base_lrs"]]
-
-    options = {"gamma": gamma}
-    return scheduler("ExponentialLR", get_lr, closed_form, options=options, last_epoch=last_epoch, first=unchanged)
+    return ExponentialLR(gamma, last_epoch)

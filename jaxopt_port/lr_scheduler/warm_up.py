@@ -1,7 +1,85 @@
 """Schedulers that go from one factor of the base rate to another: constant, linear, polynomial."""
 
-from jaxopt_port.lr_scheduler.number import Number, either, smallest
-from jaxopt_port.lr_scheduler.scheduler import Groups, Sched, Scheduler, factory, lrs, scheduler, unchanged
+from dataclasses import dataclass
+
+from jaxopt_port.lr_scheduler.double import Float, either, python_min
+from jaxopt_port.lr_scheduler.scheduler import Groups, LRScheduler, Sched, Scheduler, factory, lrs
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ConstantLR(LRScheduler):
+    """torch's ConstantLR, see `constant_lr`."""
+
+    factor: float
+    total_iters: int
+    last_epoch: int
+
+    def get_lr(self, s: Sched, groups: Groups) -> list[Float]:
+        def later() -> list[Float]:
+            stays = s["last_epoch"] != self.total_iters
+            return either(stays, lambda: lrs(groups), lambda: [group["lr"] * (1.0 / self.factor) for group in groups])
+
+        return either(s["last_epoch"] == 0, lambda: [group["lr"] * self.factor for group in groups], later)
+
+    def closed_form_lr(self, s: Sched, groups: Groups) -> list[Float]:
+        over = either(s["last_epoch"] >= self.total_iters, lambda: 1, lambda: 0)
+        return [base_lr * (self.factor + over * (1 - self.factor)) for base_lr in s["base_lrs"]]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LinearLR(LRScheduler):
+    """torch's LinearLR, see `linear_lr`."""
+
+    start_factor: float
+    end_factor: float
+    total_iters: int
+    last_epoch: int
+
+    @property
+    def gain(self) -> float:
+        return self.end_factor - self.start_factor
+
+    def get_lr(self, s: Sched, groups: Groups) -> list[Float]:
+        t = s["last_epoch"]
+
+        def on_the_way() -> list[Float]:
+            factor = 1.0 + self.gain / (self.total_iters * self.start_factor + (t - 1) * self.gain)
+            return [group["lr"] * factor for group in groups]
+
+        return either((t == 0) | (t > self.total_iters), lambda: self.first_lr(s, groups), on_the_way)
+
+    def closed_form_lr(self, s: Sched, groups: Groups) -> list[Float]:
+        factor = self.start_factor + self.gain * python_min(self.total_iters, s["last_epoch"]) / self.total_iters
+        return [base_lr * factor for base_lr in s["base_lrs"]]
+
+    def first_lr(self, s: Sched, groups: Groups) -> list[Float]:
+        at_0 = s["last_epoch"] == 0
+        return either(at_0, lambda: [group["lr"] * self.start_factor for group in groups], lambda: lrs(groups))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PolynomialLR(LRScheduler):
+    """torch's PolynomialLR, see `polynomial_lr`."""
+
+    total_iters: int
+    power: float
+    last_epoch: int
+
+    def get_lr(self, s: Sched, groups: Groups) -> list[Float]:
+        t = s["last_epoch"]
+
+        def decayed() -> list[Float]:
+            factor = ((1.0 - t / self.total_iters) / (1.0 - (t - 1) / self.total_iters)) ** self.power
+            return [group["lr"] * factor for group in groups]
+
+        return either(t > self.total_iters, lambda: lrs(groups), decayed)
+
+    def closed_form_lr(self, s: Sched, groups: Groups) -> list[Float]:
+        factor = (1.0 - python_min(self.total_iters, s["last_epoch"]) / self.total_iters) ** self.power
+        return [base_lr * factor for base_lr in s["base_lrs"]]
+
+    def first_lr(self, s: Sched, groups: Groups) -> list[Float]:
+        return lrs(groups)
 
 
 @factory
@@ -32,20 +110,7 @@ def constant_lr(factor: float = 1.0 / 3, total_iters: int = 5, last_epoch: int =
     """
     if factor > 1.0 or factor < 0:
         raise ValueError("Constant multiplicative factor expected to be between 0 and 1.")
-
-    def get_lr(s: Sched, groups: Groups) -> list[Number]:
-        def later() -> list[Number]:
-            stays = s["last_epoch"] != total_iters
-            return either(stays, lambda: lrs(groups), lambda: [group["lr"] * (1.0 / factor) for group in groups])
-
-        return either(s["last_epoch"] == 0, lambda: [group["lr"] * factor for group in groups], later)
-
-    def closed_form(s: Sched, groups: Groups) -> list[Number]:
-        over = either(s["last_epoch"] >= total_iters, lambda: 1, lambda: 0)
-        return [base_lr * (factor + over * (1 - factor)) for base_lr in s["base_lrs"]]
-
-    options = {"factor": factor, "total_iters": total_iters}
-    return scheduler("ConstantLR", get_lr, closed_form, options=options, last_epoch=last_epoch)
+    return ConstantLR(factor, total_iters, last_epoch)
 
 
 @factory
@@ -80,27 +145,7 @@ def linear_lr(
         raise ValueError("Starting multiplicative factor expected to be greater than 0 and less or equal to 1.")
     if end_factor > 1.0 or end_factor < 0:
         raise ValueError("Ending multiplicative factor expected to be between 0 and 1.")
-    gain = end_factor - start_factor
-
-    def started(s: Sched, groups: Groups) -> list[Number]:
-        at_0 = s["last_epoch"] == 0
-        return either(at_0, lambda: [group["lr"] * start_factor for group in groups], lambda: lrs(groups))
-
-    def get_lr(s: Sched, groups: Groups) -> list[Number]:
-        t = s["last_epoch"]
-
-        def on_the_way() -> list[Number]:
-            factor = 1.0 + gain / (total_iters * start_factor + (t - 1) * gain)
-            return [group["lr"] * factor for group in groups]
-
-        return either((t == 0) | (t > total_iters), lambda: started(s, groups), on_the_way)
-
-    def closed_form(s: Sched, groups: Groups) -> list[Number]:
-        factor = start_factor + gain * smallest(total_iters, s["last_epoch"]) / total_iters
-        return [base_lr * factor for base_lr in s["base_lrs"]]
-
-    options = {"start_factor": start_factor, "end_factor": end_factor, "total_iters": total_iters}
-    return scheduler("LinearLR", get_lr, closed_form, options=options, last_epoch=last_epoch, first=started)
+    return LinearLR(start_factor, end_factor, total_iters, last_epoch)
 
 
 @factory
@@ -125,19 +170,4 @@ def polynomial_lr(total_iters: int = 5, power: float = 1.0, last_epoch: int = -1
 
     Source: torch/optim/lr_scheduler.py, PolynomialLR.
     """
-
-    def get_lr(s: Sched, groups: Groups) -> list[Number]:
-        t = s["last_epoch"]
-
-        def decayed() -> list[Number]:
-            factor = ((1.0 - t / total_iters) / (1.0 - (t - 1) / total_iters)) ** power
-            return [group["lr"] * factor for group in groups]
-
-        return either(t > total_iters, lambda: lrs(groups), decayed)
-
-    def closed_form(s: Sched, groups: Groups) -> list[Number]:
-        factor = (1.0 - smallest(total_iters, s["last_epoch"]) / total_iters) ** power
-        return [base_lr * factor for base_lr in s["base_lrs"]]
-
-    options = {"total_iters": total_iters, "power": power}
-    return scheduler("PolynomialLR", get_lr, closed_form, options=options, last_epoch=last_epoch, first=unchanged)
+    return PolynomialLR(total_iters, power, last_epoch)

@@ -1,6 +1,7 @@
 r"""Adam: adaptive moment estimation."""
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -65,7 +66,7 @@ ADAM = Rule(
     update,
     check=check,
     live=("lr", "betas", "eps", "weight_decay"),
-    optional={"max_exp_avg_sq": lambda o: o.amsgrad},
+    optional={"max_exp_avg_sq": attrgetter("amsgrad")},
     torch="Adam",
 )
 

@@ -1,6 +1,7 @@
 r"""RMSprop: gradients divided by a running root mean square."""
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -58,6 +59,10 @@ def check(o: Mapping[str, Any]) -> None:
     check_at_least_0("alpha value", o["alpha"])
 
 
+def has_momentum(o: SimpleNamespace) -> bool:
+    return is_on(o.momentum)
+
+
 RMSPROP = Rule(
     "rmsprop",
     RMSpropState,
@@ -66,7 +71,7 @@ RMSPROP = Rule(
     check=check,
     live=("lr", "alpha", "eps", "weight_decay", "momentum"),
     structural=("momentum",),
-    optional={"momentum_buffer": lambda o: is_on(o.momentum), "grad_avg": lambda o: o.centered},
+    optional={"momentum_buffer": has_momentum, "grad_avg": attrgetter("centered")},
     torch="RMSprop",
 )
 

@@ -52,6 +52,10 @@ def check(o: Mapping[str, Any]) -> None:
         raise ValueError("Nesterov momentum requires a momentum and zero dampening")
 
 
+def has_momentum(o: SimpleNamespace) -> bool:
+    return is_on(o.momentum)
+
+
 SGD = Rule(
     "sgd",
     SGDState,
@@ -60,7 +64,7 @@ SGD = Rule(
     check=check,
     live=("lr", "momentum", "dampening", "weight_decay"),
     structural=("momentum",),
-    optional={"momentum_buffer": lambda o: is_on(o.momentum)},
+    optional={"momentum_buffer": has_momentum},
     scalar_state={"has_buffer": False},
     torch="SGD",
 )

@@ -173,7 +173,8 @@ def _arrays(loss: Any, params: Any, state: Any) -> list[Any]:
     s = state.slots
     rows = (int(s.oldest) + np.arange(int(s.stored))) % s.ro.shape[0]
     history = [np.asarray(x)[rows] for x in (s.old_dirs, s.old_stps, s.ro)]
-    scalars = [s.d, s.t, s.H_diag, s.prev_flat_grad, s.prev_loss]
+    d = np.concatenate([np.ravel(x) for x in s.d])
+    scalars = [d, s.t, s.H_diag, s.prev_flat_grad, s.prev_loss]
     return [np.asarray(x, np.float64) for x in (loss, *params, *scalars, *history)]
 
 

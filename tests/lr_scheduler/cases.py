@@ -11,6 +11,7 @@ import numpy as np
 
 import jaxopt_port as optim
 from jaxopt_port import lr_scheduler
+from jaxopt_port.number import is_number, to_numpy
 
 Spec = tuple[str, Mapping[str, Any]]  # torch's class and its arguments; for `schedulers` a list of Specs
 
@@ -236,10 +237,10 @@ def theirs(spec: Spec, optimizer: Any) -> Any:
     return getattr(home, name)(optimizer, **options)
 
 
-def optimizer_state(name: str) -> optim.OptState:
+def optimizer_state(name: str, momentum: float = 0.9) -> optim.OptState:
     others = [optim.ParamGroup("b", lr=GROUPS[1]["lr"])]
     if name == "sgd":
-        optimizer = optim.sgd(lr=GROUPS[0]["lr"], momentum=0.9, param_groups=others)
+        optimizer = optim.sgd(lr=GROUPS[0]["lr"], momentum=momentum, param_groups=others)
     else:
         optimizer = optim.adam(lr=GROUPS[0]["lr"], param_groups=others)
     return optimizer.init({"a": jnp.ones(2), "b": jnp.ones(3)})
@@ -311,19 +312,25 @@ class Ours:
 
     @staticmethod
     def values(carry: Any) -> list[Any]:
+        """The rate and the momentum (beta1) of each group, as they are in the state: see `float64s`."""
         groups = carry[-1].param_groups
         return [x for g in groups for x in (g["lr"], g["betas"][0] if "betas" in g else g["momentum"])]
+
+
+def float64s(values: list[Any]) -> np.ndarray:
+    """Numbers of a state, each of a step or of all of a scan: a row a step."""
+    return np.stack([to_numpy(x) if is_number(x) else np.asarray(x) for x in values], -1)
 
 
 def python_values(case: Case, steps: int, epochs: list[Any] | None = None) -> tuple[np.ndarray, Any]:
     """The same as `torch_values`, called from Python."""
     run = Ours(case)
     carry = run.init()
-    values = [run.values(carry)]
+    values = [float64s(run.values(carry))]
     for i, metric in enumerate(metrics(steps)):
         carry = run.step(carry, metric, None if epochs is None else epochs[i])
-        values.append(run.values(carry))
-    return np.array(jax.device_get(values), np.float64), carry
+        values.append(float64s(run.values(carry)))
+    return np.array(values), carry
 
 
 def scan_values(case: Case, steps: int, epochs: list[Any] | None = None) -> tuple[np.ndarray, Any]:
@@ -340,8 +347,15 @@ def scan_values(case: Case, steps: int, epochs: list[Any] | None = None) -> tupl
 
     scan: Callable[..., Any] = jax.jit(lambda carry, xs: jax.lax.scan(body, carry, xs))
     end, values = scan(start, xs)
-    values = np.stack([np.asarray(x) for x in values], 1)
-    return np.concatenate([np.array([jax.device_get(run.values(start))]), values]), end
+    return np.concatenate([float64s(run.values(start))[None], float64s(values)]), end
+
+
+def assert_rates(actual: Any, expected: Any) -> None:
+    """Rates of a trace are torch's bits on a CPU; on a GPU `cos` and `pow` of float64 are an ulp off."""
+    if jax.default_backend() == "cpu":
+        assert differing(np.asarray(actual), np.asarray(expected)) == 0
+    else:
+        np.testing.assert_allclose(actual, expected, rtol=1e-10, atol=1e-15)
 
 
 def differing(actual: np.ndarray, expected: np.ndarray) -> int:

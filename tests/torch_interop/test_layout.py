@@ -168,6 +168,44 @@ def test_all_heads_on_a_flattened_convolution() -> None:
     check(TorchHeads(), Heads(), draw(2, 2, 3, 5), layouts={"(policy|value).weight": layout.flattened(4, 3, 5)})
 
 
+@pytest.mark.parametrize("order", ["modules", "sorted", "reversed", "classifier first", "shuffled"])
+def test_a_flattened_layer_is_asked_about_in_any_order(order: str) -> None:
+    """As AlexNet names its parts: `classifier` sorts before `features`."""
+
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            x = nn.Conv(8, (3, 3), padding=1, name="features_2")(nn.Conv(4, (3, 3), padding=1, name="features_0")(x))
+            return nn.Dense(5, name="classifier_3")(nn.Dense(16, name="classifier_1")(x.reshape(len(x), -1)))
+
+    theirs = torch.nn.Module()
+    theirs.features = torch.nn.Sequential(
+        torch.nn.Conv2d(2, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(4, 8, 3, padding=1)
+    )
+    theirs.classifier = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(8 * 15, 16), torch.nn.ReLU(), torch.nn.Linear(16, 5)
+    )
+    weights = arrays(theirs.state_dict())
+    names = list(weights)
+    names = {
+        "modules": names,
+        "sorted": sorted(names),
+        "reversed": names[::-1],
+        "classifier first": [name for part in ("classifier", "features") for name in names if name.startswith(part)],
+        "shuffled": [names[i] for i in np.random.default_rng(0).permutation(len(names))],
+    }[order]
+    weights = {name: weights[name] for name in names}
+    params = jax.eval_shape(Network().init, jax.random.key(0), jnp.ones((1, 3, 5, 2)))
+    with pytest.raises(
+        ValueError, match=r"layouts=\{'classifier.1.weight': layout.flattened\(8, HEIGHT, WIDTH\)\} .* 15"
+    ):
+        layout.infer(weights, params)
+    said = {"classifier.1.weight": layout.flattened(8, 3, 5)}
+    if order in ("reversed", "shuffled"):  # of which nothing says what comes after what
+        said["classifier.3.weight"] = layout.linear
+    assert len(layout.infer(weights, params, layouts=said).entries) == 8
+
+
 class Block(nn.Module):
     features: int
 
@@ -313,6 +351,69 @@ def test_what_cannot_be_told_is_listed_and_can_be_said() -> None:
         layout.to_flax(mapping, wrong, params)
     with pytest.raises(ValueError, match="'kernel' is not in the mapping: infer it with the whole tree"):
         layout.to_flax(mapping, wrong, params["a"])
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_tree_with_torchs_own_names(prefix: str, nested: bool) -> None:
+    theirs = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(12)), torch.nn.BatchNorm1d(2))
+    weights = {name: value for name, value in arrays(randomized(theirs).state_dict()).items() if "num" not in name}
+    tree: dict[str, Any] = {}
+    for name, value in weights.items():
+        layer, _, array = name.rpartition(".")
+        (tree.setdefault(layer, {}) if nested else tree)[array if nested else name] = jnp.asarray(value)
+    mapping = layout.infer({prefix + name: value for name, value in weights.items()}, tree)
+    back = layout.to_torch(mapping, tree)
+    assert list(back) == [prefix + name for name in weights]
+    for name, value in weights.items():
+        np.testing.assert_array_equal(back[prefix + name], value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "torch_shape", "flax_shape", "axes"),
+    [
+        (layout.same, (3, 2), (3, 2), (0, 1)),
+        (layout.linear, (3, 2), (2, 3), (1, 0)),
+        (layout.convolution, (4, 3, 5, 6), (5, 6, 3, 4), (2, 3, 1, 0)),
+        (layout.transposed_convolution, (4, 3, 5), (5, 4, 3), (2, 0, 1)),
+        (layout.flattened(2, 1, 3), (4, 6), (6, 4), (1, 0)),
+        (layout.to_heads, (6, 5), (5, 2, 3), (1, 0, 0)),
+        (layout.from_heads, (5, 6), (2, 3, 5), (1, 1, 0)),
+        (layout.from_heads, (1, 1), (1, 1, 1), (1, 1, 0)),
+    ],
+)
+def test_which_axis_of_torchs_an_axis_is(kind: Any, torch_shape: Any, flax_shape: Any, axes: tuple[int, ...]) -> None:
+    found = kind(torch_shape, flax_shape)
+    assert found.torch_axes == axes
+    moved = found.to_flax(np.arange(np.prod(torch_shape)).reshape(torch_shape))
+    for axis, torch_axis in enumerate(axes):  # along other axes nothing of this one changes
+        indices = np.indices(torch_shape)[torch_axis]
+        same_along = [other for other in range(len(axes)) if axes[other] != torch_axis]
+        along = found.to_flax(indices)
+        assert all((along == along.take([0], axis=other)).all() for other in same_along), axis
+    assert moved.shape == flax_shape
+
+
+def test_integers_are_no_weights() -> None:
+    params = {"Dense_0": {"kernel": jnp.zeros((2, 3))}}
+    mapping = layout.infer({"fc.weight": (3, 2)}, params)
+    with pytest.raises(ValueError, match=r"'fc\.weight' is int8, 'Dense_0/kernel' in flax is float32"):
+        layout.to_flax(mapping, {"fc.weight": np.ones((3, 2), np.int8)}, params)
+
+
+def test_tied_weights_on_the_way_back() -> None:
+    theirs = torch.nn.Sequential(torch.nn.Embedding(5, 3), torch.nn.Linear(3, 5, bias=False))
+    theirs[1].weight = theirs[0].weight
+    params = {"embed": {"embedding": jnp.zeros((5, 3))}}
+    mapping = layout.infer({"0.weight": (5, 3)}, params)
+    params = {"embed": {"embedding": jnp.asarray(draw(5, 3))}}
+    back = layout.to_torch(mapping, params, tied={"1.weight": "0.weight"})
+    theirs.load_state_dict(tensors(back))  # strict: it has all names
+    np.testing.assert_array_equal(theirs[1].weight.detach(), params["embed"]["embedding"])
+    with pytest.raises(ValueError, match=r"tied names 2\.weight, known are: 0\.weight"):
+        layout.to_torch(mapping, params, tied={"1.weight": "2.weight"})
+    with pytest.raises(ValueError, match=r"tied names 0\.weight, of which the mapping has an array of its own"):
+        layout.to_torch(mapping, params, tied={"0.weight": "0.weight"})
 
 
 def test_running_variance_after_training_steps_is_torchs() -> None:

@@ -107,7 +107,7 @@ def test_wrappers_names_do_not_count(wrap: Callable[[Any], Any]) -> None:
     averaged = arrays(torch.optim.swa_utils.AveragedModel(wrapped).state_dict())
     for one in (mapping, layout.infer(arrays(network.state_dict()), params)):
         _, state = load_optimizer(optim.sgd, theirs.state_dict(), params, one)
-        np.testing.assert_array_equal(state.slots["q"]["kernel"].momentum_buffer, network.q.weight.grad.T)
+        np.testing.assert_array_equal(state.slots.momentum_buffer["q"]["kernel"], network.q.weight.grad.T)
         loaded = load_averaged_model(averaged, one, params)
         np.testing.assert_array_equal(loaded.params["q"]["kernel"], network.q.weight.detach().T)
 

@@ -5,7 +5,6 @@ import json
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 import jaxopt_port as optim
@@ -163,4 +162,45 @@ def test_another_scheduler_is_refused(change: dict[str, Any], message: str) -> N
             load_scheduler(step_lr(3), nothing, state, groups)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"a dict of \['optimizer'\], without param_groups: pass optimizer.state_dict"):
         load_scheduler(step_lr(3), state_dict, state, {"optimizer": groups})
-    assert np.isclose(load_scheduler(step_lr(3), {**state_dict, "verbose": False}, state, groups)["base_lrs"][0], 0.1)
+    loaded = load_scheduler(step_lr(3), {**state_dict, "verbose": False}, state, groups)
+    assert [float(x) for x in loaded["base_lrs"]] == [0.1]
+
+
+@pytest.mark.parametrize("case", CASES[: len(MAIN)])
+def test_the_state_dict_of_another_class(case: Case) -> None:
+    """Both ways and by name, whichever of the sixteen it is of; two of torch's look the same."""
+    mine = Ours(case)
+    carry = mine.init()
+    optimizer = optim.adam if case.optimizer == "adam" else optim.sgd
+    groups = {"param_groups": [{"lr": 0.05, "initial_lr": 0.05}, {"lr": 0.5, "initial_lr": 0.5}]}
+    alike = {"LambdaLR", "MultiplicativeLR"}
+    for other in MAIN:
+        if other.spec[0] == case.spec[0]:
+            continue
+        theirs = Torch(other).scheduler.state_dict()
+        if {case.spec[0], other.spec[0]} != alike:
+            named = f"not of a {case.spec[0]}, but of a .*{other.spec[0]}.*: it has "
+            with pytest.raises(ValueError, match=named):
+                load_scheduler(mine.scheduler, theirs, carry[-1], groups)
+        with pytest.raises(TypeError, match=f"the state is of a {other.spec[0]}.*, this scheduler is a {case.spec[0]}"):
+            scheduler_state_dict(mine.scheduler, Ours(other).init()[0], optimizer(), PARAMS)
+
+
+def test_schedulers_of_another_number() -> None:
+    two = optim.lr_scheduler.chained_scheduler([step_lr(3), exponential_lr(0.5)])
+    one = torch.optim.lr_scheduler.ChainedScheduler(
+        [torch.optim.lr_scheduler.StepLR(torch.optim.SGD([torch.nn.Parameter(torch.ones(2))]), 3)]
+    )
+    with pytest.raises(ValueError, match="of a ChainedScheduler of 1 schedulers, not of 2"):
+        load_scheduler(two, one.state_dict(), optim.sgd().init({}), {"param_groups": [{"lr": 0.1, "initial_lr": 0.1}]})
+
+
+def test_a_table_is_written_as_its_function() -> None:
+    optimizer, power = optim.sgd(lr=0.5), Power(0.5)
+    written = []
+    for function in (power, optim.lr_scheduler.tabulate(power, steps=3)):
+        scheduler = lambda_lr(function)
+        sched, _ = scheduler.init(optimizer.init({"a": jnp.ones(2)}))
+        written.append(scheduler_state_dict(scheduler, sched, optimizer, {"a": jnp.ones(2)}))
+    assert written[0] == written[1]
+    assert written[0]["lr_lambdas"] == [{"base": 0.5}]

@@ -62,7 +62,7 @@ def test_parameters_that_never_stepped() -> None:
     del state_dict["state"][1]
     optimizer, state = load_optimizer(optim.adam, state_dict, PARAMS)
     np.testing.assert_array_equal(state.steps[0]["step"], [3, 0, 3])
-    assert not state.slots["b"].exp_avg.any()
+    assert not state.slots.exp_avg["b"].any()
     assert optimizer_state_dict(optimizer, state, PARAMS)["state"].keys() == {0, 2}
 
 
@@ -95,18 +95,30 @@ def test_groups_are_told_by_shapes_or_names() -> None:
     assert optimizer_state_dict(optimizer, state, PARAMS)["param_groups"][1]["param_names"] == ["c", "a"]
 
 
+def test_groups_of_equal_shapes_follow_one_another() -> None:
+    params = {name: jnp.ones(2) for name in ("w1", "w2", "w3")}
+    states = {i: {**adam_state(np.ones(2)), "exp_avg": np.full(2, float(i))} for i in range(3)}
+    state_dict = {"state": states, "param_groups": [adam_group([0, 1]), adam_group([2], lr=0.5)]}
+    with pytest.warns(UserWarning, match="are taken to follow one another, w1 to w2; w3. Give each group its names"):
+        optimizer, state = load_optimizer(optim.adam, state_dict, params)
+    assert [group["lr"] for group in optim.get_hyper(state)] == [0.1, 0.5]
+    exported = optimizer_state_dict(optimizer, state, params)
+    assert [group["param_names"] for group in exported["param_groups"]] == [["w1", "w2"], ["w3"]]
+    assert [exported["state"][i]["exp_avg"][0] for i in range(3)] == [0, 1, 2]
+
+
 def test_groups_that_cannot_be_told() -> None:
-    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    params = {"w1": jnp.ones(2), "w2": jnp.ones(3), "w3": jnp.ones(2), "w4": jnp.ones(2)}
     state_dict = {
-        "state": {i: adam_state(np.ones(2)) for i in range(2)},
-        "param_groups": [adam_group([0]), adam_group([1])],
+        "state": {i: adam_state(np.ones(n)) for i, n in enumerate((3, 2, 2, 2))},
+        "param_groups": [adam_group([0, 1]), adam_group([2, 3])],
     }
-    with pytest.raises(ValueError, match=r'allow more than one way: .*"param_names"\] = \[...\], of: a, b'):
+    with pytest.raises(ValueError, match=r"Several ways .* shapes of its states\. Give each group its names"):
         load_optimizer(optim.adam, state_dict, params)
-    state_dict["state"][1] = adam_state(np.ones(3))
-    with pytest.raises(ValueError, match=r"doesn't match the parameters: .*a \[2\], b \[2\]"):
+    state_dict["state"][1] = adam_state(np.ones(4))
+    with pytest.raises(ValueError, match=r"doesn't match the parameters\. In no order .*w1 \[2\], w2 \[3\]"):
         load_optimizer(optim.adam, state_dict, params)
-    with pytest.raises(ValueError, match="contains 2 parameters, params 3: a, b, c"):
+    with pytest.raises(ValueError, match=r"contains 4 parameters, params 3: say .*param_names=.*a \[2\], b"):
         load_optimizer(optim.adam, state_dict, PARAMS)
 
 
@@ -135,7 +147,7 @@ def test_named_parameters_leave_the_others_frozen() -> None:
         (optim.adam, {"step": None}, "parameter 'a' has no step: it is not one of adam"),
         (optim.adam, {"exp_avg_sq": None}, "parameter 'a' has no 'exp_avg_sq'"),
         (optim.adam, {"exp_avg": np.ones(2) * 1j}, "complex"),
-        (optim.nonlinear_cg, {}, "torch has no nonlinear conjugate gradients"),
+        (optim.nonlinear_cg, {}, "torch has no nonlinear_cg, and no state dict of it"),
     ],
 )
 def test_what_does_not_fit_is_refused(factory: Any, change: dict[str, Any], message: str) -> None:
@@ -161,9 +173,8 @@ def test_adafactors_factors_change_places_with_the_axes() -> None:
     group = {"lr": 0.1, "beta2_decay": -0.8, "eps": (None, 1e-3), "d": 1.0, "weight_decay": 0.0, "params": [0, 1]}
     state_dict = {"state": {0: factored, 1: {"step": np.float32(1), "variance": np.ones(3)}}, "param_groups": [group]}
     optimizer, state = load_optimizer(optim.adafactor, state_dict, DENSE, mapping)
-    slot = state.slots["Dense_0"]["kernel"]
-    np.testing.assert_array_equal(slot.row_var, columns.T)
-    np.testing.assert_array_equal(slot.col_var, rows.T)
+    np.testing.assert_array_equal(state.slots.row_var["Dense_0"]["kernel"], columns.T)
+    np.testing.assert_array_equal(state.slots.col_var["Dense_0"]["kernel"], rows.T)
     exported = optimizer_state_dict(optimizer, state, DENSE, mapping)["state"][0]
     np.testing.assert_array_equal(exported["row_var"], rows)
     np.testing.assert_array_equal(exported["col_var"], columns)
@@ -194,7 +205,7 @@ def test_one_parameter_of_torchs_that_is_three_here() -> None:
     state_dict = {"state": states, "param_groups": [adam_group([0, 1, 2, 3])]}
     optimizer, state = load_optimizer(optim.adam, state_dict, params, mapping)
     weight = states[0]["exp_avg"][4:8]  # the key's
-    np.testing.assert_array_equal(state.slots["key"]["kernel"].exp_avg, weight.T.reshape(4, 2, 2))
+    np.testing.assert_array_equal(state.slots.exp_avg["key"]["kernel"], weight.T.reshape(4, 2, 2))
     exported = optimizer_state_dict(optimizer, state, params, mapping)["state"]
     for i, one in states.items():
         for key, value in one.items():
@@ -257,7 +268,7 @@ def test_boxed_parameters_get_boxed_moments() -> None:
     state_dict = {"state": states, "param_groups": [adam_group([0, 1])]}
     optimizer, state = load_optimizer(optim.adam, state_dict, params, mapping)
     assert jax.tree.structure(state) == jax.tree.structure(optimizer.init(params))
-    np.testing.assert_array_equal(jax.tree.leaves(state.slots["kernel"].exp_avg)[0], weight.T)
+    np.testing.assert_array_equal(jax.tree.leaves(state.slots.exp_avg["kernel"])[0], weight.T)
     exported = optimizer_state_dict(optimizer, state, params, mapping)
     np.testing.assert_array_equal(exported["state"][0]["exp_avg"], weight)
 
@@ -269,4 +280,4 @@ def test_the_state_is_a_copy_that_steps_may_donate() -> None:
     exported = optimizer_state_dict(optimizer, state, PARAMS)["state"][0]["exp_avg"]
     moment[:] = 7
     exported[:] = 8
-    np.testing.assert_array_equal(state.slots["a"].exp_avg, 1)
+    np.testing.assert_array_equal(state.slots.exp_avg["a"], 1)

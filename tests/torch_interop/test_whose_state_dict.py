@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -75,11 +75,12 @@ def test_keys_of_users_and_of_schedulers_are_no_options() -> None:
     _, optimizer = stepped(torch.optim.Adam)
     torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, 10)
     optimizer.param_groups[0] |= {"name": "decay", "lr_scale": 0.5}
-    load_optimizer(optim.adam, optimizer.state_dict(), ours())
+    with pytest.warns(UserWarning, match="have name, lr_scale, which adam does not: they are left out"):
+        load_optimizer(optim.adam, optimizer.state_dict(), ours())
 
 
 def moment(state_dict: Any, dtype: Any = jnp.float32) -> np.ndarray:
-    return np.asarray(load_optimizer(optim.adamw, state_dict, ours(dtype))[1].slots["weight"].exp_avg)
+    return np.asarray(load_optimizer(optim.adamw, state_dict, ours(dtype))[1].slots.exp_avg["weight"])
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lbfgs"])
@@ -111,7 +112,8 @@ def test_what_torch_keeps_for_its_owner_is_passed_by() -> None:
     state_dict["state"]["global"] = {"seen": 3}
     state_dict["param_groups"][0]["momentum"] = 0.9
     torch.optim.AdamW(module.parameters()).load_state_dict(state_dict)
-    np.testing.assert_array_equal(moment(state_dict), optimizer.state[module.weight]["exp_avg"])
+    with pytest.warns(UserWarning, match="have momentum, which adamw does not"):
+        np.testing.assert_array_equal(moment(state_dict), optimizer.state[module.weight]["exp_avg"])
 
 
 def test_a_state_that_no_group_has_is_refused() -> None:
@@ -119,7 +121,7 @@ def test_a_state_that_no_group_has_is_refused() -> None:
     with pytest.raises(ValueError, match="has states of 100, which its groups do not have: their params are 0"):
         moment({**state_dict, "state": {100: state_dict["state"][0]}})
     with pytest.raises(
-        ValueError, match=r"pass optimizer\.state_dict.* such as .*'optimizer'.*This is a dict of \['model', "
+        ValueError, match=r"pass state_dict\['optimizer'\]\. This is a dict of \['model', 'optimizer'\]"
     ):
         moment({"model": {}, "optimizer": state_dict})
     with pytest.raises(ValueError, match="This is None"):
@@ -135,3 +137,63 @@ def test_the_optimizer_inside_is_asked_for() -> None:
         _, theirs = stepped(torch.optim.AdamW)
         theirs.load_state_dict(tensors(optimizer_state_dict(adamw, state, params)))
         assert theirs.param_groups[0]["lr"] == 0.5
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "lbfgs"])
+@pytest.mark.parametrize("wrong", ["nan", "negative", "step", "half a step", "integers"])
+def test_what_no_optimizer_leaves_behind_is_refused(name: str, wrong: str) -> None:
+    options: dict[str, Any] = {"momentum": 0.9} if name == "sgd" else {}
+    theirs = stepped(torch_class(name), **options)[1].state_dict()
+    state = theirs["state"][0]
+    key = next(
+        (key for key, x in state.items() if getattr(x, "ndim", 0) and (wrong != "negative" or x.min() >= 0)), None
+    )
+    if wrong in ("step", "half a step"):
+        key = "step" if "step" in state else None
+    if key is None:
+        pytest.skip("it keeps no squares, or does not count")
+    value = torch.as_tensor(state[key]).clone()
+    state[key] = {
+        "nan": lambda: value.fill_(float("nan")),
+        "negative": lambda: value - 1.0,
+        "step": lambda: value - 6,
+        "half a step": lambda: value + 0.5,
+        "integers": lambda: value.to(torch.int32),
+    }[wrong]()
+    with pytest.raises(ValueError, match=f"'{key}' in the state of parameter 'weight' (has|is)"):
+        load_optimizer(optim.optimizers[name], theirs, ours())
+
+
+def test_a_failed_run_of_lbfgs_is_refused() -> None:
+    theirs = stepped(torch.optim.LBFGS, max_iter=3)[1].state_dict()
+    theirs["state"][0]["old_dirs"][-1][0] = float("nan")
+    with pytest.raises(ValueError, match="'old_dirs' in the state of lbfgs has NaN: the run had failed"):
+        load_optimizer(optim.lbfgs, theirs, ours())
+
+
+class Nothing(NamedTuple):
+    pass
+
+
+def test_what_torch_does_not_have_is_refused_by_name() -> None:
+    rule = optim.Rule("descent", Nothing, lambda step, h, s: ({"lr": h.lr}, s), lambda p, g, s, c: (p - c.lr * g, s))
+    mine, params = optim.lift(rule, {"lr": 0.5}), ours()
+    for optimizer in (mine, optim.nonlinear_cg()):
+        with pytest.raises(ValueError, match=r"torch has no (descent|nonlinear_cg), and no state dict of it"):
+            optimizer_state_dict(optimizer, optimizer.init(params), params)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_short_moments_of_long_parameters_stay_short(dtype: Any) -> None:
+    _, optimizer = stepped(torch.optim.AdamW)
+    state_dict = optimizer.state_dict()
+    state = state_dict["state"][0]
+    state |= {key: state[key].to(dtype) for key in ("exp_avg", "exp_avg_sq")}
+    adamw, loaded = load_optimizer(optim.adamw, state_dict, ours())
+    assert loaded.slots.exp_avg["weight"].dtype == str(dtype).removeprefix("torch.")
+    assert loaded.steps[0]["step"].dtype == jnp.float32
+    back = tensors(optimizer_state_dict(adamw, loaded, ours())["state"][0])
+    assert back["exp_avg"].dtype == back["exp_avg_sq"].dtype == dtype
+    assert torch.equal(back["exp_avg"], state["exp_avg"])
+    _, after = adamw.step({"weight": jnp.ones((3, 2))}, loaded, ours())
+    assert after.slots.exp_avg["weight"].dtype == loaded.slots.exp_avg["weight"].dtype

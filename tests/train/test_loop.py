@@ -126,8 +126,9 @@ def test_evaluates_every_example_once() -> None:
 
 
 RUNS = {
-    # At 0.01 rounding decides within an epoch which value of a pooling window is the largest, in torch's own runs too.
-    "batch of one": Config(lr=0.001, epochs=2),
+    # So short and slow that a rounding, which a tie in max pooling magnifies, has not grown: after 40 examples with
+    # lr 0.01 losses are 2e-4 apart, and torch's own as far between oneDNN with AVX-512 and with AVX2.
+    "batch of one": Config(lr=0.001, epochs=2, limit=8),
     "momentum": SHORT,
     "schedule by step, clipped, accumulated, averaged": replace(
         SHORT,
@@ -152,7 +153,8 @@ def test_it_is_torchs_run(name: str) -> None:
     from train.compare.lockstep import make_task
     from train.compare.torch_run import Run
 
-    config, examples = replace(RUNS[name], init="torch"), data.load("digits", "test").first(EXAMPLES)
+    config = replace(RUNS[name], init="torch")
+    examples = data.load("digits", "test").first(config.limit or EXAMPLES)
     test = examples if config.ema else None
     run, theirs = Run(make_task("run", config, {}), examples, test), []
     for number, batches in run.epochs():
@@ -160,8 +162,8 @@ def test_it_is_torchs_run(name: str) -> None:
             run.step(batch)
         theirs.append(run.end_epoch(number))
     ours = list(epochs(config, test))
-    np.testing.assert_allclose([e.running_loss for e in ours], [e.running_loss for e in theirs], rtol=1e-5)
     for mine, its in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine.losses, its.losses, rtol=1e-5)
         np.testing.assert_array_equal(mine.lr, its.lr)
         np.testing.assert_array_equal(mine.correct, its.correct)
     if config.scheduler is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+import jaxopt_port
 from train.compare import verdict
 from train.compare.blame import Blame, Stages
 from train.compare.chart import Line, binned, line_chart
@@ -191,8 +192,8 @@ def _step(blame: Blame) -> str:
 
 
 def _machine(lockstep: Lockstep) -> str:
-    names = ("jaxopt_port", "jax", "flax", "optax", "numpy")
-    versions = {"python": platform.python_version(), **{name: version(name) for name in names}}
+    versions = {"python": platform.python_version(), "jaxopt_port": jaxopt_port.__version__}
+    versions.update((name, version(name)) for name in ("jax", "flax", "optax", "numpy"))
     versions["torch"] = next(iter(lockstep.hello.values())).version
     device = jax.devices()[0]
     rows = [

@@ -8,15 +8,16 @@ import numpy as np
 from jaxopt_port.torch_interop.files.pickle_check import check
 from jaxopt_port.torch_interop.files.pickle_reader import PickleReader
 from jaxopt_port.torch_interop.files.pt_types import PtFileError
+from jaxopt_port.torch_interop.files.reads import Reads, room
 from jaxopt_port.torch_interop.files.source import size_left
-from jaxopt_port.torch_interop.files.zip_archive import read_into
+from jaxopt_port.torch_interop.files.zip_archive import check_bools
 
 HEAD = 32  # bytes that show whether it is this
 MAGIC = re.compile(rb"\x80[\2-\5](\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL)  # the first pickle, a number
 VERSION = 1001
 
 
-def read(file: IO[bytes], keep_unknown: bool) -> Any:
+def read(file: IO[bytes], reads: Reads, keep_unknown: bool) -> Any:
     """The object, from where the file stands after `MAGIC`. It stands behind it then, where another may follow.
 
     Raises:
@@ -38,7 +39,7 @@ def read(file: IO[bytes], keep_unknown: bool) -> Any:
     if not isinstance(keys, list) or sorted(storages.made) != sorted(map(str, keys)):
         raise PtFileError("the storages that follow are not those that the tensors are of")
     for key in keys:
-        storages.fill(key, file)
+        storages.fill(key, file, reads)
     return check(value, reader.at, keep_unknown)
 
 
@@ -61,18 +62,18 @@ class _Storages:
             self._left -= size
             if self._left < 0:
                 raise PtFileError("the storages together are larger than the file")
-            self.made[key] = dtype, np.empty(size, np.uint8)
+            self.made[key] = dtype, room(size)
         known, data = self.made[key]
         if known != dtype or size != data.nbytes:
             raise PtFileError(f"storage {key} has two types or sizes")
         return data
 
-    def fill(self, key: str, file: IO[bytes]) -> None:
+    def fill(self, key: str, file: IO[bytes], reads: Reads) -> None:
         """Read a storage: how many elements, and their bytes."""
         dtype, data = self.made[key]
         elements = int.from_bytes(file.read(8), "little")
         if elements * (1 if dtype is None else dtype.itemsize) != data.nbytes:
             raise PtFileError(f"storage {key} has {elements} elements of {dtype}, and tensors of {data.nbytes} bytes")
-        read_into(file, data)
-        if dtype == np.bool_ and data.max(initial=0) > 1:
-            raise PtFileError(f"storage {key} holds a bool that is neither 0 nor 1")
+        at = file.tell()
+        reads.into(data, at, lambda data, _: check_bools(data, dtype, f"storage {key}"))
+        file.seek(at + data.nbytes)

@@ -9,6 +9,7 @@ from jaxopt_port.torch_interop.files.pickle_check import check
 from jaxopt_port.torch_interop.files.pickle_reader import PickleReader
 from jaxopt_port.torch_interop.files.pickle_writer import write_pickle
 from jaxopt_port.torch_interop.files.pt_types import PtFileError
+from jaxopt_port.torch_interop.files.reads import Reads
 from jaxopt_port.torch_interop.files.source import Source, opened, written
 
 
@@ -52,19 +53,19 @@ def load(source: Source, *, mmap: bool = False, unknown: Literal["error", "keep"
     if mmap and not isinstance(source, str | os.PathLike):
         raise ValueError("mmap=True needs a path, as torch.load's does")
     keep = unknown == "keep"
-    with opened(source) as file:
+    with opened(source) as file, Reads(file) as reads:
         start = file.tell()
         head = file.read(legacy_file.HEAD)
         if magic := legacy_file.MAGIC.match(head):
             file.seek(start + magic.end())
             if mmap:
                 raise PtFileError("a file of the format from before torch 1.6 cannot be mapped: mmap=False")
-            return legacy_file.read(file, keep)
+            return legacy_file.read(file, reads, keep)
         if not head.startswith(zip_archive.MAGIC):
             raise PtFileError(_not_torchs(head, file))
         file.seek(start)
-        archive = zip_archive.Archive(file, mmap)
-        pickled = archive.read("data.pkl").tobytes()
+        archive = zip_archive.Archive(file, reads, mmap)
+        pickled = archive.read("data.pkl")
         return check(PickleReader(io.BytesIO(pickled), len(pickled), archive.storage).read(), len(pickled), keep)
 
 

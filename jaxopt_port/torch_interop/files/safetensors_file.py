@@ -9,6 +9,7 @@ import math
 import mmap as memory_map
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,8 +18,9 @@ import ml_dtypes
 import numpy as np
 
 from jaxopt_port.torch_interop.files.pt_types import PtFileError
+from jaxopt_port.torch_interop.files.reads import Reads, room
 from jaxopt_port.torch_interop.files.source import Source, opened, size_left, written
-from jaxopt_port.torch_interop.files.zip_archive import read_into
+from jaxopt_port.torch_interop.files.zip_archive import check_bools
 
 MAX_HEADER = 100_000_000  # bytes, the package's limit
 INDEX = ".safetensors.index.json"
@@ -70,8 +72,8 @@ def load_safetensors(source: Source, *, mmap: bool = False) -> dict[str, np.ndar
         source = path
     elif mmap:
         raise ValueError("mmap=True needs a path")
-    with opened(source) as file:
-        return _read(file, mmap)
+    with opened(source) as file, Reads(file) as reads:
+        return _read(file, reads, mmap)
 
 
 def save_safetensors(tensors: Mapping[str, Any], target: Source, metadata: Mapping[str, str] | None = None) -> None:
@@ -156,7 +158,7 @@ def _parts(path: Path, mmap: bool) -> dict[str, np.ndarray]:
     return {key: parts[name][key] for key, name in file_of.items()}
 
 
-def _read(file: IO[bytes], mmap: bool) -> dict[str, np.ndarray]:
+def _read(file: IO[bytes], reads: Reads, mmap: bool) -> dict[str, np.ndarray]:
     start, left = file.tell(), size_left(file)
     length = int.from_bytes(file.read(8), "little")
     if left < 8 or not 2 <= length <= min(left - 8, MAX_HEADER):
@@ -178,15 +180,17 @@ def _read(file: IO[bytes], mmap: bool) -> dict[str, np.ndarray]:
     arrays = {}
     for name, (dtype, shape, first, last) in places.items():
         if mapped is None:
-            data = np.empty(last - first, np.uint8)
-            file.seek(start + first)
-            read_into(file, data)
+            data = room(last - first)
+            reads.into(data, start + first, partial(_check, dtype, name))
         else:
             data = np.frombuffer(mapped, np.uint8, last - first, start + first)
-        if dtype == np.bool_ and data.max(initial=0) > 1:
-            raise PtFileError(f"{name} holds a bool that is neither 0 nor 1")
+            _check(dtype, name, data)
         arrays[name] = np.ndarray(shape, dtype, data)
     return arrays
+
+
+def _check(dtype: np.dtype, name: str, data: np.ndarray, _checksum: int = 0) -> None:
+    check_bools(data, dtype, name)
 
 
 def _place(name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:

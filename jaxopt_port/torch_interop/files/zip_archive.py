@@ -4,18 +4,17 @@ import mmap as memory_map
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from jaxopt_port.torch_interop.files.pt_types import PtFileError
+from jaxopt_port.torch_interop.files.reads import CHUNK, Reads, room
 from jaxopt_port.torch_interop.files.source import size_left
 
 MAGIC = b"PK\3\4"
 ALIGNMENT = 64  # of each tensor's bytes in the file; torch maps them where they lie
 ZIP64_FROM = int(zipfile.ZIP64_LIMIT / 1.05)  # where zipfile puts a field of 20 bytes before ours
-CHUNK = 1 << 18  # bytes at a time, so that the checksum finds them in the processor's cache
 
 
 class _Record(NamedTuple):
@@ -28,8 +27,8 @@ class _Record(NamedTuple):
 class Archive:
     """The records of a `.pt` file, each read once."""
 
-    def __init__(self, file: IO[bytes], mmap: bool):
-        self._file = file
+    def __init__(self, file: IO[bytes], reads: Reads, mmap: bool):
+        self._file, self._reads = file, reads
         start, size = file.tell(), size_left(file)
         self._end, self._left = start + size, size
         self._map = memory_map.mmap(file.fileno(), 0, access=memory_map.ACCESS_COPY) if mmap else None
@@ -38,13 +37,51 @@ class Archive:
         if min((record.offset for record in self._records.values()), default=start) != start:
             raise PtFileError("there is something before the archive that the file ends with, or two archives in it")
         self._root = _root(self._records)
-        order = self.read("byteorder").tobytes() if f"{self._root}/byteorder" in self._records else b"little"
+        order = self.read("byteorder") if f"{self._root}/byteorder" in self._records else b"little"
         if order not in (b"little", b"big"):
             raise PtFileError(f"byte order {order!r}")
         self._big_endian = order == b"big"
 
-    def read(self, name: str) -> np.ndarray:
-        """The bytes of a record."""
+    def read(self, name: str) -> bytes:
+        """A record."""
+        start, record = self._place(name)
+        self._file.seek(start)
+        data = self._file.read(record.size)
+        if record.crc not in (zlib.crc32(data), 0):  # 0 is torch's word for not computed
+            raise PtFileError(f"the record {name} is damaged: its checksum is wrong")
+        return data
+
+    def storage(self, key: str, dtype: np.dtype | None, elements: int) -> np.ndarray:
+        """The bytes of a storage, the same array each time. They may still be on their way."""
+        if key not in self._storages:
+            self._storages[key] = dtype, self._storage(key, dtype)
+        known, data = self._storages[key]
+        if known != dtype:
+            raise PtFileError(f"storage {key} has two types, {known} and {dtype}")
+        if elements * (1 if dtype is None else dtype.itemsize) != data.nbytes:
+            raise PtFileError(f"storage {key} has {data.nbytes} bytes, not those of {elements} elements of {dtype}")
+        return data
+
+    def _storage(self, key: str, dtype: np.dtype | None) -> np.ndarray:
+        start, record = self._place(f"data/{key}")
+
+        def finish(data: np.ndarray, crc: int) -> None:
+            if record.crc and self._map is None and crc != record.crc:
+                raise PtFileError(f"the record data/{key} is damaged: its checksum is wrong")
+            if self._big_endian:
+                _swap(data, dtype)
+            check_bools(data, dtype, f"storage {key}")
+
+        if self._map is None:
+            data = room(record.size)
+            self._reads.into(data, start, finish, checksum=record.crc != 0)
+        else:
+            data = np.frombuffer(self._map, np.uint8, record.size, start)
+            finish(data, 0)
+        return data
+
+    def _place(self, name: str) -> tuple[int, _Record]:
+        """Where the bytes of a record begin, checked."""
         record = self._records.get(f"{self._root}/{name}")
         if record is None:
             raise PtFileError(f"the record {name} is missing")
@@ -60,43 +97,13 @@ class Archive:
         start = record.offset + 30 + sum(struct.unpack("<HH", header[26:]))
         if start + record.size > self._end:
             raise PtFileError(f"the record {name} is cut short")
-        if self._map is not None:
-            return np.frombuffer(self._map, np.uint8, record.size, start)
-        self._file.seek(start)
-        data = np.empty(record.size, np.uint8)
-        if read_into(self._file, data) != record.crc and record.crc:  # 0 is torch's word for not computed
-            raise PtFileError(f"the record {name} is damaged: its checksum is wrong")
-        return data
-
-    def storage(self, key: str, dtype: np.dtype | None, elements: int) -> np.ndarray:
-        """The bytes of a storage, the same array each time."""
-        if key not in self._storages:
-            data = self.read(f"data/{key}")
-            if self._big_endian:
-                _swap(data, dtype)
-            if dtype == np.bool_ and data.max(initial=0) > 1:
-                raise PtFileError(f"storage {key} holds a bool that is neither 0 nor 1")
-            self._storages[key] = dtype, data
-        known, data = self._storages[key]
-        if known != dtype:
-            raise PtFileError(f"storage {key} has two types, {known} and {dtype}")
-        if elements * (1 if dtype is None else dtype.itemsize) != data.nbytes:
-            raise PtFileError(f"storage {key} has {data.nbytes} bytes, not those of {elements} elements of {dtype}")
-        return data
+        return start, record
 
 
-def read_into(file: IO[bytes], data: np.ndarray) -> int:
-    """Fill the bytes of an array, and return their checksum."""
-    crc = 0
-    for chunk in _chunks(data.data):
-        if file.readinto(chunk) != len(chunk):  # pyright: ignore[reportAttributeAccessIssue]
-            raise PtFileError("the file is cut short")
-        crc = zlib.crc32(chunk, crc)
-    return crc
-
-
-def _chunks(data: memoryview) -> Iterator[memoryview]:
-    return (data[at : at + CHUNK] for at in range(0, len(data), CHUNK))
+def check_bools(data: np.ndarray, dtype: np.dtype | None, what: str) -> None:
+    """Raise PtFileError where the bytes are bools that NumPy and JAX would take for other numbers than torch."""
+    if dtype == np.bool_ and data.max(initial=0) > 1:
+        raise PtFileError(f"{what} holds a bool that is neither 0 nor 1")
 
 
 def _swap(data: np.ndarray, dtype: np.dtype | None) -> None:
@@ -163,5 +170,5 @@ def _write_record(archive: zipfile.ZipFile, file: IO[bytes], name: str, data: me
     info.extra = struct.pack("<HH", 0x4246, padding) + b"Z" * padding  # torch's padding field, "FB"
     info.file_size = len(data)
     with archive.open(info, "w") as record:
-        for chunk in _chunks(data):
-            record.write(chunk)
+        for first in range(0, len(data), CHUNK):
+            record.write(data[first : first + CHUNK])

@@ -4,16 +4,24 @@ A state dict is what `torch.load` gives: dicts and lists of arrays (lists and to
 Python's numbers.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from jaxopt_port.hyper import find_state, get_hyper, set_hyper
 from jaxopt_port.optimizer import Optimizer, OptState
 from jaxopt_port.param_groups import ParamGroup, leaf_paths
-from jaxopt_port.torch_interop import lbfgs_state, parameter_state
-from jaxopt_port.torch_interop.layout import Mapping as LayoutMapping
-from jaxopt_port.torch_interop.parameter_order import Parameter, by_group, parameters
-from jaxopt_port.torch_interop.torch_groups import HINTS, algorithm, options_of, plain_option, rule_name
+from jaxopt_port.torch_interop.layouts.layout import Mapping as LayoutMapping
+from jaxopt_port.torch_interop.states import lbfgs_state, parameter_state
+from jaxopt_port.torch_interop.states.parameter_order import Parameter, by_group, parameters
+from jaxopt_port.torch_interop.states.state_dict_forms import as_torchs
+from jaxopt_port.torch_interop.states.torch_groups import (
+    HINTS,
+    algorithm,
+    keys_of_users,
+    options_of,
+    rule_name,
+)
 
 Tree = Any
 
@@ -25,12 +33,15 @@ def load_optimizer(
     state_dict: Mapping[str, Any],
     params: Tree,
     mapping: LayoutMapping | None = None,
+    param_names: Iterable[str] | None = None,
 ) -> tuple[Optimizer, OptState]:
     """`optimizer.load_state_dict(state_dict)`: an optimizer and its state, to go on from where torch's was.
 
     Hyper-parameters and groups come from the state dict: torch's first group is group 0, the others are lists of paths.
     What torch's `load_state_dict` adds to old state dicts is added. torch's hints (`foreach`, `fused`, ...) and what
-    its schedulers keep in the groups (`initial_lr`, ...: see `load_scheduler`) have no place here.
+    its schedulers keep in the groups (`initial_lr`, ...: see `load_scheduler`) have no place here, nor have keys of the
+    user's own (timm's `lr_scale`), which a warning names. A tensor as a learning rate or a beta is taken as the number
+    that it holds: torch then computes with rates in its dtype, float32, and is off from its own floats by an ulp.
 
     Unlike torch, shapes are checked, and float32 scalars (NAdam's, ASGD's) stay float32 beside float64 parameters.
     Muon's default step depends on which axis of a matrix is the first: see `muon` for kernels that are transposed.
@@ -39,17 +50,22 @@ def load_optimizer(
       factory: `optim.adamw` and so on, the optimizer that wrote it. The state dict does not say which. One of another
         optimizer's options is refused, but AdamWs and Adams from before torch 2.6 look the same, and all of theirs load
         as `optim.adam` too, which has `decoupled_weight_decay`.
-      state_dict: torch's, or what JSON makes of it. States are looked up by the entries of `params` in its groups.
+      state_dict: torch's, or what JSON makes of it; by names, as FSDP and `get_optimizer_state_dict` have it, flattened
+        too; Lightning's list of one. States are looked up by the entries of `params` in its groups.
       params: the parameters that it belongs to. Those that `param_names` leave out are frozen.
-      mapping: from `layout.infer`, where the parameters are in flax's names and layouts. Without it, torch's parameters
-        are the leaves of `params`, in their order.
+      mapping: from `layout.infer`, where the parameters are in flax's names and layouts. Its order, that of torch's
+        `state_dict()`, is taken for torch's; without it that of the leaves of `params`. Where these may have been
+        sorted, as JAX sorts the keys of dicts and safetensors files their names, that is an error, not a guess.
+      param_names: the parameters of torch's optimizer in torch's order, `[n for n, _ in model.named_parameters()]` or
+        the names of `model.state_dict()`; paths in `params` where there is no mapping. Not needed where the state dict
+        has names itself. Those that it leaves out are frozen.
 
     Returns:
       `(optimizer, state)`.
 
     Raises:
       ValueError: an option or a state that the optimizer does not have, or lacks; a state of no group's parameter;
-        another number of parameters or other shapes; groups whose parameters cannot be told apart (by `param_names`
+        another number of parameters or other shapes; parameters or groups that cannot be told apart (by `param_names`
         they can).
 
     Example:
@@ -58,14 +74,21 @@ def load_optimizer(
       ...     "state": {0: {"step": np.float32(7), "exp_avg": np.array([0.5]), "exp_avg_sq": np.array([0.25])}},
       ...     "param_groups": [{"lr": 0.1, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01, "params": [0]}]}
       >>> optimizer, state = load_optimizer(optim.adamw, state_dict, {"w": jnp.ones(1)})
-      >>> state.steps[0]["step"], state.slots["w"].exp_avg
+      >>> state.steps[0]["step"], state.slots.exp_avg["w"]
       (Array(7., dtype=float32), Array([0.5], dtype=float32))
 
     Source: torch/optim/optimizer.py, Optimizer.load_state_dict.
     """
-    name, state_dict = rule_name(factory()), _with_states_by_id(state_dict)
+    name, state_dict = rule_name(factory()), as_torchs(state_dict)
     options = [options_of(factory, group, i) for i, group in enumerate(state_dict["param_groups"])]
-    members = by_group(state_dict, parameters(params, mapping), named=mapping is not None)
+    users = keys_of_users(factory, state_dict)
+    if users:
+        warnings.warn(
+            f"the groups of the state dict have {', '.join(users)}, which {name} does not: they are left out",
+            stacklevel=2,
+        )
+    order = parameters(params, mapping, param_names)
+    members = by_group(state_dict, order, named=mapping is not None, flat=name == "lbfgs")
     if name == "lbfgs":
         optimizer = factory(**options[0])
         return optimizer, lbfgs_state.load(optimizer.init(params), state_dict, members[0], params)
@@ -93,6 +116,7 @@ def optimizer_state_dict(
     params: Tree,
     mapping: LayoutMapping | None = None,
     sched: Mapping[str, Any] | None = None,
+    param_names: Iterable[str] | None = None,
 ) -> dict[str, Any]:
     """`optimizer.state_dict()`, with arrays where torch has tensors.
 
@@ -100,9 +124,9 @@ def optimizer_state_dict(
     an array.
 
     torch's parameters are numbered group by group, in the order of a group's list of paths where it has one, otherwise
-    in the mapping's order, and without a mapping in that of the leaves. Their names are written as `param_names`, which
-    torch does not look at. Left out are what torch leaves out, the states of parameters that have not stepped, and the
-    groups that are frozen or empty.
+    in that of `param_names`, or the mapping's, and without a mapping in that of the leaves. Their names are written as
+    `param_names`, which torch does not look at. Left out are what torch leaves out, the states of parameters that have
+    not stepped, and the groups that are frozen or empty.
 
     Args:
       optimizer: as its factory returned it, the one inside an `optax.chain` or an `every_k`.
@@ -110,6 +134,8 @@ def optimizer_state_dict(
       params: the parameters.
       mapping: from `layout.infer`, where the parameters are in flax's names and layouts.
       sched: the state of a scheduler, for what torch's schedulers keep in the groups (`initial_lr`, ...).
+      param_names: torch's names, or paths in `params` where there is no mapping, in the order of torch's
+        `model.named_parameters()`, where the order of the mapping or of the leaves may come from a sort.
 
     Returns:
       `{"state": ..., "param_groups": ...}`.
@@ -129,27 +155,34 @@ def optimizer_state_dict(
     Source: torch/optim/optimizer.py, Optimizer.state_dict.
     """
     lifted, name = algorithm(optimizer), rule_name(optimizer)
-    found, known = find_state(state), parameters(params, mapping)
+    opt_state, order = find_state(state), parameters(params, mapping, param_names)
+    known, frozen = order.parameters, lifted.frozen_leaves(params)
+    unnamed = [one.name for one in order.left_out if not all(frozen[leaf] for leaf in one.leaves)]
+    if unnamed:
+        raise ValueError(f"param_names has no {', '.join(unnamed)}, which the optimizer steps: give it all names")
     if name == "lbfgs":
-        live = get_hyper(found)[0]
+        live = get_hyper(opt_state)[0]
         group = {**live, **lifted.static, "params": list(range(len(known))), "param_names": [p.name for p in known]}
-        return {"state": lbfgs_state.save(found, known, params), "param_groups": [group]}
-    live, numbers = get_hyper(found), exported_groups(optimizer, params)
-    state_of = parameter_state.saver(name, found, lifted.members(params), params)
+        states = lbfgs_state.save(opt_state, known, params)
+        if states:
+            order.check(known, by_shape=False)
+        return {"state": states, "param_groups": [group]}
+    live, numbers = get_hyper(opt_state), exported_groups(optimizer, params)
+    state_of = parameter_state.saver(name, opt_state, lifted.members(params), params)
     states: dict[int, dict[str, Any]] = {}
     param_groups: list[dict[str, Any]] = []
     for group in numbers:
-        inside = _inside(lifted, params, known, group)
+        inside, listed = _inside(lifted, params, known, group)
         start = sum(len(each["params"]) for each in param_groups)
         ids = list(range(start, start + len(inside)))
-        scheduled = {} if sched is None else {k: plain_option(v) for k, v in sched["param_groups"][group].items()}
+        scheduled = {} if sched is None else {k: float(v) for k, v in sched["param_groups"][group].items()}
         options = {**lifted.options[group], **live[group], **HINTS.get(name, {}), **scheduled}
         names = [parameter.name for parameter in inside]
         param_groups.append({**options, "params": ids, "param_names": names})
-        for i, parameter in zip(ids, inside, strict=True):
-            one = state_of(parameter)
-            if one:
-                states[i] = one
+        found = {i: state_of(parameter) for i, parameter in zip(ids, inside, strict=True)}
+        states |= {i: one for i, one in found.items() if one}
+        if not listed and any(found.values()):
+            order.check(inside)
     return {"state": states, "param_groups": param_groups}
 
 
@@ -160,27 +193,6 @@ def exported_groups(optimizer: Optimizer, params: Tree) -> list[int]:
     lifted = algorithm(optimizer)
     members = lifted.members(params)
     return [group for group, frozen in enumerate(lifted.frozen) if not frozen and group in members]
-
-
-def _with_states_by_id(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """The state dict with each state under the very entry of its group's `params`, which JSON makes a string."""
-    if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
-        what = f"a dict of {list(state_dict)}" if isinstance(state_dict, Mapping) else repr(state_dict)
-        raise ValueError(
-            "the state dict is not an optimizer's, which has state and param_groups: pass optimizer.state_dict(), such "
-            f"as checkpoint['optimizer']. This is {what}"
-        )
-    found, groups = state_dict["state"], state_dict["param_groups"]
-    keys = {i: i if i in found else str(i) for group in groups for i in group["params"]}
-    named = any(isinstance(i, str) for i in keys)
-    apart = map(str, found.keys() - set(keys.values()))
-    lost = [key for key in apart if named or key.isdigit()]  # what else is there torch keeps for its owner
-    if lost:
-        raise ValueError(
-            f"the state dict has states of {', '.join(sorted(lost))}, which its groups do not have: their params are "
-            f"{', '.join(map(str, keys))}"
-        )
-    return {"state": {i: found[key] for i, key in keys.items() if key in found}, "param_groups": groups}
 
 
 def _make(
@@ -197,8 +209,8 @@ def _make(
     return factory(**options[0], param_groups=[*groups, *([ParamGroup(rest, frozen=True)] if rest else [])])
 
 
-def _inside(lifted: Any, params: Tree, known: Sequence[Parameter], group: int) -> list[Parameter]:
-    """The parameters of a group, in the order of its list of paths if it has one."""
+def _inside(lifted: Any, params: Tree, known: list[Parameter], group: int) -> tuple[list[Parameter], bool]:
+    """The parameters of a group, in the order of its list of paths if it has one, and whether it has."""
     members, paths = lifted.members(params), leaf_paths(params)
     inside = [parameter for parameter in known if any(members[leaf] == group for leaf in parameter.leaves)]
     for parameter in inside:
@@ -210,4 +222,4 @@ def _inside(lifted: Any, params: Tree, known: Sequence[Parameter], group: int) -
     which = lifted.groups[group - 1].which if group else None
     if isinstance(which, tuple):
         inside.sort(key=lambda parameter: which.index(paths[parameter.leaves[0]]))
-    return inside
+    return inside, isinstance(which, tuple)

@@ -10,10 +10,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
-Number = Any  # a Python int or float, or a Double
+from jaxopt_port.number import is_number, to_float64, to_numpy
+
+Float = Any  # a Python int or float, or in a trace a Double
 Condition = bool | jax.Array
+
+NO_VALUE = (
+    "under jit the epoch has no value, and {function} asks for it (if, math, int, an index, a jnp function without "
+    "jnp.asarray around the epoch): give the scheduler lr_scheduler.tabulate(function, steps), or call step outside jit"
+)
 
 
 def _raw(x: Any) -> jax.Array:
@@ -76,19 +84,26 @@ class Double:
         return self.value
 
     def _unknown(self) -> Any:
-        raise TypeError("a number has no value while jit or scan traces the scheduler")
+        raise TypeError(NO_VALUE.format(function="a function"))
 
     __bool__ = __int__ = __float__ = __index__ = _unknown
 
 
-def numbers(tree: Any) -> Any:
-    """The tree with every array as a number: a Python number, if all have values."""
-    traced = [x for x in jax.tree.leaves(tree) if isinstance(x, Tracer)]
-    if not traced:
-        return jax.tree.map(lambda x: x.item() if hasattr(x, "item") else x, tree)
-    known_at_runtime = jnp.reshape(traced[0], ()).astype(jnp.float64)
-    one = 1.0 + 1e-30 * jnp.where(jnp.abs(known_at_runtime) < 1e9, known_at_runtime, 0.0)  # rounds to 1
-    return jax.tree.map(lambda x: Double(jnp.reshape(x, ()), one), tree)
+def python_numbers(tree: Any) -> Any:
+    """The tree with a Python number for every array and `Number`; with Doubles, if one of them has no value."""
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=is_number)
+    if not any(isinstance(x, Tracer) for x in jax.tree.leaves(leaves)):
+        known = [to_numpy(x) if is_number(x) else x for x in leaves]
+        return treedef.unflatten([x.item() if hasattr(x, "item") else x for x in known])
+    values = [jnp.reshape(to_float64(x) if is_number(x) else x, ()) for x in leaves]
+    at_runtime = next(x for x in values if isinstance(x, Tracer)).astype(jnp.float64)
+    one = 1.0 + 1e-30 * jnp.where(jnp.abs(at_runtime) < 1e9, at_runtime, 0.0)  # rounds to 1
+    return treedef.unflatten([Double(x, one) for x in values])
+
+
+def is_one_number(x: Any) -> bool:
+    """Whether it is a real number of any kind, traced or not."""
+    return is_number(x) or (hasattr(x, "__float__") and math.prod(np.shape(x)) == 1 and not np.iscomplexobj(x))
 
 
 def either(condition: Condition, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
@@ -96,48 +111,55 @@ def either(condition: Condition, yes: Callable[[], Any], no: Callable[[], Any]) 
     if isinstance(condition, bool):
         return yes() if condition else no()
 
-    def select(a: Number, b: Number) -> Number:
+    def select(a: Float, b: Float) -> Float:
         one = next((x.one for x in (a, b) if isinstance(x, Double)), None)
         return a if a is b else Double(jnp.where(condition, _raw(a), _raw(b)), one)
 
     return jax.tree.map(select, yes(), no())
 
 
-def ask(function: Callable[[Any], Any], epoch: Number) -> Number:
-    """`function(epoch)`; where it cannot be traced, with the remedy in the error."""
+def value_at(name: str, function: Callable[[Any], Any], epoch: Float) -> Float:
+    """`function(epoch)` of a scheduler's argument `name`: one number.
+
+    Raises:
+      TypeError: under jit, a function that cannot be traced.
+      ValueError: it returns something else than one number.
+    """
     try:
-        return function(epoch)
-    except (TypeError, ValueError) as error:
+        value = function(epoch)
+    except Exception as error:
         if isinstance(epoch, Double):
-            error.add_note(
-                "Under jit the epoch has no value, and the scheduler's function asks for it (if, math, int, an index, "
-                "a jnp function without jnp.asarray around the epoch). Give the scheduler "
-                "lr_scheduler.tabulate(function, steps), or call step outside jit."
-            )
+            raise TypeError(NO_VALUE.format(function=name)) from error
         raise
+    if isinstance(value, Double):
+        return value
+    if not is_one_number(value):
+        what = f"an array of shape {list(np.shape(value))}" if np.shape(value) else repr(value)
+        raise ValueError(f"{name} must return one number, not {what}: a list of functions has one for each group")
+    return value.reshape(()) if hasattr(value, "reshape") else value
 
 
-def count(conditions: Iterable[Condition]) -> Number:
+def count(conditions: Iterable[Condition]) -> Float:
     """How many of them hold."""
     total = sum(conditions)
     return total if isinstance(total, int) else Double(total, None)
 
 
-def cos(x: Number) -> Number:
-    """math.cos. XLA's on CPU is the C library's, bit for bit."""
+def cos(x: Float) -> Float:
+    """math.cos. XLA's on a CPU is the C library's, bit for bit."""
     return x.cos() if isinstance(x, Double) else math.cos(x)
 
 
-def int_log(x: Number, base: int) -> Number:
+def int_log(x: Float, base: int) -> Float:
     """`int(math.log(x, base))`."""
     return math.floor(x.log() / math.log(base)) if isinstance(x, Double) else int(math.log(x, base))
 
 
-def largest(first: Number, second: Number) -> Number:
+def python_max(first: Float, second: Float) -> Float:
     """Python's `max(first, second)`: the first where they do not compare."""
     return either(second > first, lambda: second, lambda: first)
 
 
-def smallest(first: Number, second: Number) -> Number:
+def python_min(first: Float, second: Float) -> Float:
     """Python's `min(first, second)`: the first where they do not compare."""
     return either(second < first, lambda: second, lambda: first)

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from jaxopt_port.torch_interop import array_layout
-from jaxopt_port.torch_interop.array_layout import Kind, Layout, Shape
+from jaxopt_port.torch_interop.layouts import array_layout, recurrent
+from jaxopt_port.torch_interop.layouts.array_layout import Kind, Layout, Shape, Source
 
 # flax's name of an array and torch's; any other array has the same name in both
 TORCH_NAMES = {
@@ -16,17 +16,13 @@ TORCH_NAMES = {
     "var": "running_var",
 }
 PROJECTIONS = ("query", "key", "value")
+# the layers of an attention, by flax's names and by equinox's
+ATTENTIONS = (
+    {**{name: name for name in PROJECTIONS}, "out": "out"},
+    {**{f"{name}_proj": name for name in PROJECTIONS}, "output_proj": "out"},
+)
 # modules that only hold another, wherever they are: of torch.compile, FSDP and activation checkpointing
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-
-
-class Source(NamedTuple):
-    """An array of torch's, or the part of one that is an array in flax."""
-
-    name: str
-    shape: Shape  # of the part
-    part: int = 0
-    parts: int = 1  # equal parts along the first axis
 
 
 class Entry(NamedTuple):
@@ -36,11 +32,13 @@ class Entry(NamedTuple):
       source: torch's name, or which part of it.
       path: flax's `/`-joined path.
       layout: how it moves.
+      plus: what is added to it in flax: the second bias of a recurrent layer.
     """
 
     source: Source
     path: str
     layout: Layout
+    plus: Source | None = None
 
 
 class Module(NamedTuple):
@@ -87,13 +85,19 @@ def same_names(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
 
 
 def torch_modules(shapes: Mapping[str, Shape]) -> list[Module]:
-    """torch's layers in order, those of a MultiheadAttention as one with a query, a key, a value and an output."""
+    """torch's layers in order, those of a MultiheadAttention as one with a query, a key, a value and an output.
+
+    A recurrent layer is one for each of its layers and directions: `rnn.l0`, `rnn.l0_reverse`.
+    """
     modules: dict[str, dict[str, Source]] = {}
     attention = {name.rpartition(".")[0] for name in shapes if name.endswith(("in_proj_weight", "q_proj_weight"))}
     for name, shape in shapes.items():
         layer, _, array = name.rpartition(".")
         parent, _, last = layer.rpartition(".")
-        if layer in attention:
+        recurrent_layer = recurrent.layer_and_array(name)
+        if recurrent_layer is not None:
+            modules.setdefault(recurrent_layer[0], {})[recurrent_layer[1]] = Source(name, shape)
+        elif layer in attention:
             modules.setdefault(layer, {}).update(_projections(name, array, shape))
         elif last == "out_proj" and parent in attention:
             modules.setdefault(parent, {})[f"out.{array}"] = Source(name, shape)
@@ -115,18 +119,28 @@ def _projections(name: str, array: str, shape: Shape) -> dict[str, Source]:
     return {array: Source(name, shape)}
 
 
-def flax_modules(shapes: Mapping[str, Shape], attention: bool) -> list[Module]:
-    """flax's layers; where torch has a MultiheadAttention, the four layers of an attention as one."""
+def flax_modules(shapes: Mapping[str, Shape], theirs: Sequence[Module]) -> list[Module]:
+    """flax's layers; where torch has a MultiheadAttention or a recurrent layer, the layers of such a one as one."""
+    composites: list[Mapping[str, str]] = []
+    if any("query.weight" in module.arrays for module in theirs):
+        composites += ATTENTIONS
+    if any("weight_ih" in module.arrays for module in theirs):
+        composites += [{name: name for name in cell} for cell in recurrent.CELLS]
+    children: dict[str, set[str]] = {}
+    for path in shapes:
+        parent, _, last = path.rpartition("/")[0].rpartition("/")
+        children.setdefault(parent, set()).add(last)
+    whole = {
+        parent: composite for parent, names in children.items() for composite in composites if composite.keys() <= names
+    }
     modules: dict[str, dict[str, Source]] = {}
-    layers = {path.rpartition("/")[0] for path in shapes}
     for path, shape in shapes.items():
         layer, _, array = path.rpartition("/")
         parent, _, last = layer.rpartition("/")
-        known = {f"{parent}/{which}".removeprefix("/") for which in (*PROJECTIONS, "out")}
         name = TORCH_NAMES.get(array, array)
-        if attention and known <= layers and layer in known:
-            modules.setdefault(parent, {})[f"{last}.{name}"] = Source(path, shape)
-        elif array in TORCH_NAMES or array == "bias":
+        if last in whole.get(parent, {}):
+            modules.setdefault(parent, {})[f"{whole[parent][last]}.{name}"] = Source(path, shape)
+        elif array in (*TORCH_NAMES, *TORCH_NAMES.values(), *recurrent.ARRAYS, "bias"):
             modules.setdefault(layer, {})[name] = Source(path, shape)
         else:
             modules[path] = {name: Source(path, shape)}
@@ -135,16 +149,17 @@ def flax_modules(shapes: Mapping[str, Shape], attention: bool) -> list[Module]:
 
 def fits(torch: Module, flax: Module, layouts: Mapping[str, Kind]) -> list[list[Entry]]:
     """For each array the ways in which it can be the same in both; empty where the layers cannot be the same."""
-    if torch.arrays.keys() != flax.arrays.keys():
-        return []
+    sources = recurrent.cell(torch.arrays, flax.arrays)
+    if not sources and torch.arrays.keys() == flax.arrays.keys():
+        sources = {name: (source, None) for name, source in torch.arrays.items()}
     ways = []
-    for name, source in torch.arrays.items():
+    for name, (source, plus) in sources.items():
         path, shape = flax.arrays[name].name, flax.arrays[name].shape
         asked = [layouts[source.name]] if source.name in layouts else _kinds(path, len(shape), layouts)
         found = _found(asked, source.shape, shape)
-        if len(found) > 1 and len(shape) > 2:  # flax's name does not say which convolution it is: torch's may
-            found = _found(_convolutions(torch.name), source.shape, shape)
-        ways.append([Entry(source, path, layout) for layout in found])
+        if len(found) > 1 and len(source.shape) > 2:
+            found = _told_by_names(found, torch.name, path)
+        ways.append([Entry(source, path, layout, plus) for layout in found])
     return ways if all(ways) else []
 
 
@@ -153,27 +168,41 @@ def _found(kinds: Iterable[Kind], torch: Shape, flax: Shape) -> list[Layout]:
 
 
 def _kinds(path: str, ndim: int, layouts: Mapping[str, Kind]) -> list[Kind]:
-    """The layouts that an array of flax's may have, from its name and its number of axes."""
+    """The layouts that an array of flax's or equinox's may have, from its name and its number of axes."""
     layer, _, array = path.rpartition("/")
     last = layer.rpartition("/")[2]
     if array == "bias":
-        return [array_layout.same, array_layout.to_heads]
+        return [array_layout.same, array_layout.to_heads, array_layout.bias_of_channels]
+    if array == "weight" and ndim > 2:  # equinox's
+        return [array_layout.same, array_layout.equinox_transposed_convolution]
     if array != "kernel":
         return [array_layout.same]
     if ndim == 2:  # where one weight lies as flax's does (HuggingFace's Conv1D), any other may
         return [array_layout.linear, *([array_layout.same] if array_layout.same in layouts.values() else [])]
+    convolutions = [array_layout.convolution, array_layout.transposed_convolution]
     if last in (*PROJECTIONS, "out") and ndim == 3:
-        return [array_layout.from_heads if last == "out" else array_layout.to_heads, *_convolutions(last)]
-    return _convolutions(last)
+        return [array_layout.from_heads if last == "out" else array_layout.to_heads, *convolutions]
+    return convolutions
 
 
-def _convolutions(layer: str) -> list[Kind]:
-    """The kinds of convolution that a layer of this name may be: an `upconv` either."""
-    name = re.split(r"[./]", layer)[-1].lower()
-    if re.search(r"transpose|deconv|trans_?conv|conv_?t(rans)?(?![a-z])", name):
-        return [array_layout.transposed_convolution]
-    plain = "conv" in name and not re.search("(^|_)up", name)
-    return [array_layout.convolution, *([] if plain else [array_layout.transposed_convolution])]
+def _told_by_names(found: list[Layout], torch: str, path: str) -> list[Layout]:
+    """Which convolution a square one is: as flax names its class, as one name says, or as both do."""
+    layer = path.rpartition("/")[0]
+    theirs, ours = _convolution(torch), _convolution(layer)
+    if re.search(r"(^|/)Conv_\d+$", layer):  # the class, which torch's name may contradict
+        said = "" if theirs == "transposed" else "plain"
+    else:
+        said = "transposed" if "transposed" in (theirs, ours) else theirs if theirs == ours else ""
+    return [layout for layout in found if ("transposed" in layout.name) == (said == "transposed")] if said else found
+
+
+def _convolution(name: str) -> str:
+    """What the name of a layer says of which convolution it is."""
+    last = re.split(r"[./]", name)[-1].lower()
+    if re.search(r"transpos|deconv|trans_?conv|(^|_)t_?conv|conv_?t(rans)?(?![a-z])", last):
+        return "transposed"
+    up = re.search(r"(^|[./_])(up|dec|gen)", name.lower())
+    return "plain" if re.search(r"(^|_)conv(?![a-z])", last) and not up else ""
 
 
 class Pairing:

@@ -4,22 +4,40 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
+from jaxopt_port.lr_scheduler.double import python_numbers
+from jaxopt_port.lr_scheduler.function import Table
 from jaxopt_port.lr_scheduler.scheduler import Sched, Scheduler
+from jaxopt_port.number import is_number, to_number
 from jaxopt_port.optimizer import Optimizer
-from jaxopt_port.scalars import float64
 from jaxopt_port.torch_interop.files.as_array import as_array
-from jaxopt_port.torch_interop.state_dict import exported_groups
-from jaxopt_port.torch_interop.torch_groups import default_options
+from jaxopt_port.torch_interop.states.state_dict import exported_groups
+from jaxopt_port.torch_interop.states.torch_groups import SCHEDULED, default_options
 
 FUNCTIONS = ("lr_lambdas", "_scale_fn_custom")
-# What torch's schedulers add to the optimizer's groups.
-ADDED = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
+# What is in our state and not in torch's.
+OURS = ("scheduler", "param_groups")
 # What torch's schedulers keep that says nothing: the first two between steps, the last until torch 2.6.
 FLAGS = ("_is_initial", "_get_lr_called_within_step", "use_beta1", "verbose")
+# By which attribute a state dict shows its class, if it has none of those before it.
+SHOWS = {
+    "_milestones": "SequentialLR",
+    "_schedulers": "ChainedScheduler",
+    "step_size": "StepLR",
+    "milestones": "MultiStepLR",
+    "start_factor": "LinearLR",
+    "power": "PolynomialLR",
+    "T_max": "CosineAnnealingLR",
+    "T_0": "CosineAnnealingWarmRestarts",
+    "step_ratio": "CyclicLR",
+    "total_steps": "OneCycleLR",
+    "anneal_epochs": "SWALR",
+    "patience": "ReduceLROnPlateau",
+    "lr_lambdas": "LambdaLR or MultiplicativeLR",
+    "factor": "ConstantLR",
+    "gamma": "ExponentialLR",
+}
 
 
 def load_scheduler(
@@ -29,7 +47,7 @@ def load_scheduler(
 
     Args:
       scheduler: made with torch's arguments.
-      state_dict: torch's, of a scheduler of the same class.
+      state_dict: torch's, of a scheduler of the same class. (A LambdaLR's and a MultiplicativeLR's look the same.)
       state: the optimizer's state, from `load_optimizer`, or a pytree with it inside. It is left as it is.
       optimizer_state_dict: torch's of the optimizer: there torch keeps `initial_lr` and what else schedulers add. Its
         rates are the last ones of an old scheduler that kept none.
@@ -59,17 +77,16 @@ def load_scheduler(
             "optimizer.state_dict(), such as checkpoint['optimizer']"
         )
     groups = optimizer_state_dict["param_groups"]
-    added = [{key: as_array(group[key]).item() for key in ADDED if key in group} for group in groups]
-    with float64():
-        arrays = jax.tree.map(lambda x: jnp.array(x, jnp.float64), added)
+    added = [{key: to_number(as_array(group[key]).item()) for key in SCHEDULED if key in group} for group in groups]
     count = len(scheduler.init(state)[0]["param_groups"])
     if count < len(groups):
         raise ValueError(f"the optimizer's state dict has {len(groups)} parameter groups, the state {count}")
-    arrays += [{} for _ in range(count - len(groups))]  # of parameters that torch's optimizer does not have
-    sched, _ = scheduler.init(state, after={"param_groups": arrays})
-    shared = sched.pop("param_groups")
-    loaded = _loaded(scheduler, sched, state_dict, [group["lr"] for group in groups])
-    return {**loaded, "param_groups": [{**one, **own} for one, own in zip(shared, arrays, strict=True)]}
+    added += [{} for _ in range(count - len(groups))]  # of parameters that torch's optimizer does not have
+    sched, _ = scheduler.init(state, after={"param_groups": added})
+    own = {key: value for key, value in sched.items() if key not in OURS}
+    loaded = _loaded(scheduler, own, state_dict, [group["lr"] for group in groups])
+    shared = [{**one, **torchs} for one, torchs in zip(sched["param_groups"], added, strict=True)]
+    return {**loaded, "scheduler": sched["scheduler"], "param_groups": shared}
 
 
 def scheduler_state_dict(scheduler: Scheduler, sched: Sched, optimizer: Optimizer, params: Any) -> dict[str, Any]:
@@ -86,6 +103,9 @@ def scheduler_state_dict(scheduler: Scheduler, sched: Sched, optimizer: Optimize
     Returns:
       A dict of Python's numbers.
 
+    Raises:
+      TypeError: the state is another scheduler's.
+
     Example:
       >>> import jax.numpy as jnp, jaxopt_port as optim
       >>> params = {"w": jnp.ones(1)}
@@ -98,7 +118,8 @@ def scheduler_state_dict(scheduler: Scheduler, sched: Sched, optimizer: Optimize
     """
     numbers = exported_groups(optimizer, params)
     has_betas = "betas" in default_options(optimizer)
-    own = {key: value for key, value in sched.items() if key != "param_groups"}
+    scheduler.check_state(sched)
+    own = {key: python_numbers(value) for key, value in sched.items() if key not in OURS}
     return _exported(scheduler, own, numbers, has_betas)
 
 
@@ -115,7 +136,7 @@ def _exported(scheduler: Scheduler, s: Sched, groups: Sequence[int], has_betas: 
         if key == "_schedulers":
             found[key] = [_exported(part, one, groups, has_betas) for part, one in zip(parts, value, strict=True)]
         else:
-            found[key] = [_number(value[i]) for i in groups] if isinstance(value, list) else _number(value)
+            found[key] = [value[i] for i in groups] if isinstance(value, list) else value
     if "T_i" in found:
         found["T_i"] = int(found["T_i"])  # torch counts in whole epochs
     if options.get("cycle_momentum"):
@@ -127,11 +148,9 @@ def _exported(scheduler: Scheduler, s: Sched, groups: Sequence[int], has_betas: 
 
 def _saved(function: Any) -> Any:
     """What torch writes of a function: nothing, and of a callable object its attributes."""
+    if isinstance(function, Table):
+        return _saved(function.function)
     return None if function is None or isinstance(function, types.FunctionType) else dict(vars(function))
-
-
-def _number(x: Any) -> Any:
-    return np.asarray(x).item()
 
 
 def _loaded(scheduler: Scheduler, s: Sched, state_dict: Mapping[str, Any], rates: Sequence[Any]) -> Sched:
@@ -145,10 +164,13 @@ def _loaded(scheduler: Scheduler, s: Sched, state_dict: Mapping[str, Any], rates
     if "_last_lr" in s:  # ReduceLROnPlateau may have none before its first step, nor any scheduler of torch 1.3
         state_dict = {"_last_lr": rates, **state_dict}
     unknown = [key for key in state_dict if key not in (*scheduler.options, *s, *FLAGS)]
-    missing = [key for key in s if key not in state_dict]
+    shows = [key for key, name in SHOWS.items() if scheduler.name in name.split(" or ")]
+    missing = [key for key in dict.fromkeys([*shows, *s]) if key not in state_dict]
     if unknown or missing:
         what = f"has {', '.join(unknown)}" if unknown else f"has no {', '.join(missing)}"
-        raise ValueError(f"the state dict is not of a {scheduler.name}: it {what}")
+        whose = next((SHOWS[key] for key in SHOWS if key in state_dict), "")
+        theirs = f", but of a {whose}" if whose and scheduler.name not in whose.split(" or ") else ""
+        raise ValueError(f"the state dict is not of a {scheduler.name}{theirs}: it {what}")
     for key, ours in scheduler.options.items():
         if key in state_dict and key not in (*FUNCTIONS, "_schedulers") and _plain(state_dict[key]) != _plain(ours):
             raise ValueError(
@@ -159,6 +181,8 @@ def _loaded(scheduler: Scheduler, s: Sched, state_dict: Mapping[str, Any], rates
     for key, old in s.items():
         new = state_dict[key]
         if key == "_schedulers":
+            if len(new) != len(old):
+                raise ValueError(f"the state dict is of a {scheduler.name} of {len(new)} schedulers, not of {len(old)}")
             parts = zip(scheduler.options[key], old, new, strict=True)
             loaded[key] = [_loaded(part, one, theirs, rates) for part, one, theirs in parts]
         elif not isinstance(old, list):
@@ -177,6 +201,6 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _array(x: Any, like: jax.Array) -> jax.Array:
-    with float64():
-        return jnp.array(as_array(x).item(), like.dtype)
+def _array(x: Any, like: Any) -> Any:
+    value = as_array(x).item()
+    return to_number(value) if is_number(like) else jnp.array(value, like.dtype)

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_port.closure.flat import leaves_of
+from jaxopt_port.closure.flat import flatten, leaves_of, unflatten, wide_enough
 from jaxopt_port.closure.lbfgs import LBFGSState
 from jaxopt_port.optimizer import OptState
 from jaxopt_port.scalars import float64
 from jaxopt_port.torch_interop.files.as_array import as_array
-from jaxopt_port.torch_interop.layout import torch_array
-from jaxopt_port.torch_interop.parameter_order import Parameter
+from jaxopt_port.torch_interop.layouts.layout import torch_array
+from jaxopt_port.torch_interop.states.parameter_order import Parameter
+from jaxopt_port.torch_interop.states.parameter_state import check_numbers
 
 COUNTERS = ("func_evals", "n_iter")
 VECTORS = ("d", "prev_flat_grad")
@@ -47,6 +48,11 @@ def load(state: OptState, state_dict: Mapping[str, Any], known: Sequence[Paramet
             "pass what it steps, without batch statistics and the like"
         )
 
+    for key in (*COUNTERS, *VECTORS, *NUMBERS, *HISTORY):
+        value = found.get(key)
+        for one in value if key in HISTORY and value else [] if value is None else [value]:
+            check_numbers(key, as_array(one), "the state of lbfgs")
+
     def vector(x: Any) -> np.ndarray:
         return _to_flax(as_array(x), known, params)
 
@@ -58,8 +64,10 @@ def load(state: OptState, state_dict: Mapping[str, Any], known: Sequence[Paramet
             old[:stored] = [as_array(x) if key == "ro" else vector(x) for x in found[key]]
             new[key] = old
     with float64():
-        arrays = {key: jnp.array(x, getattr(slots, key).dtype) for key, x in new.items()}
+        arrays = {key: jnp.array(x, slots.prev_flat_grad.dtype) for key, x in new.items()}
         counts = {key: jnp.array(int(found.get(key, 0)), jnp.int32) for key in COUNTERS}
+        if "d" in arrays:  # a tree like the parameters
+            arrays["d"] = jax.tree.structure(params).unflatten(unflatten(arrays["d"], leaves_of(params)))
         slots = slots._replace(**arrays, stored=jnp.array(stored, jnp.int32))
     return OptState((counts,), slots, state.param_groups)
 
@@ -71,7 +79,9 @@ def save(state: OptState, known: Sequence[Parameter], params: Any) -> dict[int, 
         return {}
     if not counts["n_iter"]:
         return {0: counts}
-    s: LBFGSState = jax.tree.map(np.asarray, state.slots)
+    with wide_enough(params):
+        s: LBFGSState = state.slots._replace(d=flatten(jax.tree.leaves(state.slots.d), leaves_of(params)))
+        s = jax.tree.map(np.asarray, s)
     rows = [(int(s.oldest) + i) % len(s.ro) for i in range(int(s.stored))]
 
     def vector(x: Any) -> np.ndarray:
@@ -120,7 +130,8 @@ def _to_torch(x: np.ndarray, known: Sequence[Parameter], params: Any) -> np.ndar
         columns = [pieces[leaf].reshape(-1, width[leaf]).T for leaf in parameter.leaves]
         moved = [
             torch_array(
-                list(parameter.entries),
+                parameter.name,
+                parameter.entries,
                 [
                     column[i].reshape(entry.layout.flax)
                     for column, entry in zip(columns, parameter.entries, strict=True)

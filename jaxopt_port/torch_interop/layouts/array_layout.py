@@ -45,9 +45,39 @@ class Layout(NamedTuple):
         return self.torch == self.flax and self.order == tuple(range(len(self.order))) and not self.flip
 
     @property
+    def torch_axes(self) -> Shape:
+        """Of each axis of flax's array, which axis of torch's it is, or is in: a kernel of `linear` has (1, 0)."""
+        owners = _owners(self.split, self.torch)
+        moved = [owners[axis] for axis in self.order]
+        into = _owners(tuple(self.split[axis] for axis in self.order), self.flax)
+        return tuple(
+            next(torch for torch, at in zip(moved, into, strict=True) if at == axis) for axis in range(len(self.flax))
+        )
+
+    @property
     def is_transposition(self) -> bool:
         """Whether a matrix is transposed, and nothing else."""
         return self.torch == self.split and self.order == (1, 0) and self.flax == self.torch[::-1] and not self.flip
+
+
+class Source(NamedTuple):
+    """An array of torch's, or the part of one that is an array in flax."""
+
+    name: str
+    shape: Shape  # of the part
+    part: int = 0
+    parts: int = 1  # equal parts along the first axis
+
+
+def _owners(parts: Shape, whole: Shape) -> list[int]:
+    """Which axis of `whole` each of `parts` is in, where these are one after the other."""
+    owners, axis, size = [], 0, 1
+    for part in parts:
+        owners.append(axis)
+        size *= part
+        if size == whole[axis] and axis < len(whole) - 1:
+            axis, size = axis + 1, 1
+    return owners
 
 
 # torch's shape and flax's -> the layout, or None where they do not fit it.
@@ -77,15 +107,29 @@ def convolution(torch: Shape, flax: Shape) -> Layout | None:
     return _layout("convolution", torch, torch, order, flax) if fits else None
 
 
+def bias_of_channels(torch: Shape, flax: Shape) -> Layout | None:
+    """A convolution's bias [out] and equinox's [out, 1, 1]; [out, 1] is one of `to_heads`."""
+    fits = len(torch) == 1 and len(flax) > 2 and flax == (*torch, *(1 for _ in flax[1:]))
+    return _layout("bias of channels", torch, torch, (0,), flax) if fits else None
+
+
 def transposed_convolution(torch: Shape, flax: Shape) -> Layout | None:
     """ConvTranspose1d, 2d, 3d [in, out, *window] and ConvTranspose [*window, in, out], where torch mirrors the window.
 
-    torch's `padding=p` is flax's `padding=((k - 1 - p, k - 1 - p), ...)` for a window of k.
+    torch's `padding=p` is flax's `padding=((k - 1 - p, k - 1 - p), ...)` for a window of k. With flax's
+    `transpose_kernel=True` it is `convolution`.
     """
     window = tuple(range(len(torch) - 2))
     order = (*range(2, len(torch)), 0, 1)
     fits = len(torch) > 2 and flax == tuple(torch[axis] for axis in order)
     return _layout("transposed convolution, mirrored", torch, torch, order, flax, window) if fits else None
+
+
+def equinox_transposed_convolution(torch: Shape, flax: Shape) -> Layout | None:
+    """ConvTranspose1d, 2d, 3d [in, out, *window] and equinox's [out, in, *window], where torch mirrors the window."""
+    order = (1, 0, *range(2, len(torch)))
+    fits = len(torch) > 2 and flax == tuple(torch[axis] for axis in order)
+    return _layout("equinox's transposed convolution, mirrored", torch, torch, order, flax, order[2:]) if fits else None
 
 
 def flattened(channels: int, *size: int) -> Kind:
@@ -112,7 +156,7 @@ def flattened(channels: int, *size: int) -> Kind:
 def to_heads(torch: Shape, flax: Shape) -> Layout | None:
     """Query, key or value: Linear [heads * size, in] and DenseGeneral [in, heads, size]; biases."""
     if len(flax) == 2 and torch == (math.prod(flax),):
-        return _layout("heads", torch, flax, (0, 1), flax)
+        return _layout("to heads", torch, flax, (0, 1), flax)
     if len(flax) != 3 or torch != (flax[1] * flax[2], flax[0]):
         return None
     return _layout("to heads", torch, (flax[1], flax[2], flax[0]), (2, 0, 1), flax)

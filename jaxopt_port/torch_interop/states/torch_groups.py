@@ -15,8 +15,11 @@ HINTS: Mapping[str, Mapping[str, Any]] = {
     "adafactor": {"foreach": None},
     "adagrad": {"foreach": None, "differentiable": False, "fused": None},
     "adam": {**FOREACH, "fused": None},
+    "adamw": {**FOREACH, "fused": None},
     "sgd": {"foreach": None, "differentiable": False, "fused": None},
 }
+# What torch's schedulers add to the groups.
+SCHEDULED = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
 # What an old state dict may lack: torch's __setstate__ adds it, with the value that is our default. A group with
 # `foreach` is of torch 1.12 or later, which wrote those of the first line always: RAdam's group differs from Adam's
 # in its lack of `amsgrad` alone.
@@ -43,15 +46,17 @@ def algorithm(optimizer: Optimizer) -> Any:
 
 
 def rule_name(optimizer: Optimizer) -> str:
-    """The name of the optimizer's rule; AdamW's is adam.
+    """The name of the optimizer's rule.
 
     Raises:
-      ValueError: nonlinear conjugate gradients, which torch does not have; a wrapper.
+      ValueError: one that torch does not have, as nonlinear conjugate gradients and a user's own; a wrapper.
     """
     found = algorithm(optimizer)
-    name = found.rule.scalars.__module__.rpartition(".")[2] if hasattr(found, "rule") else found.name
-    if name == "nonlinear_cg":
-        raise ValueError("torch has no nonlinear conjugate gradients, and no state dict of them")
+    is_torchs, name = (
+        (found.rule.torch, found.rule.name) if hasattr(found, "rule") else (found.name == "lbfgs", found.name)
+    )
+    if not is_torchs:
+        raise ValueError(f"torch has no {name}, and no state dict of it: save the state as JAX's trees are saved")
     return name
 
 
@@ -83,6 +88,15 @@ def options_of(factory: Callable[..., Optimizer], group: Mapping[str, Any], numb
         )
     options = {each: plain_option(group[each]) for each in _arguments(factory) if each in group}
     return options if rule_name(factory()) != "rmsprop" else {"momentum": 0.0, **options}
+
+
+def keys_of_users(factory: Callable[..., Optimizer], state_dict: Mapping[str, Any]) -> list[str]:
+    """What the groups have that neither the optimizer nor torch's schedulers put there, as timm's `lr_scale`."""
+    hints = {hint for hints in HINTS.values() for hint in hints}
+    known = {*_arguments(factory), *default_options(factory()), *hints, *SCHEDULED, "params", "param_names"}
+    return [
+        key for key in dict.fromkeys(key for group in state_dict["param_groups"] for key in group) if key not in known
+    ]
 
 
 def plain_option(value: Any) -> Any:

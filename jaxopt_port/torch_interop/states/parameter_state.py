@@ -11,12 +11,14 @@ from jaxopt_port.optimizer import OptState
 from jaxopt_port.scalars import float64
 from jaxopt_port.slots import as_leaves, with_leaves
 from jaxopt_port.torch_interop.files.as_array import as_array
-from jaxopt_port.torch_interop.layout import torch_array
-from jaxopt_port.torch_interop.parameter_order import Parameter
+from jaxopt_port.torch_interop.layouts.layout import torch_array
+from jaxopt_port.torch_interop.states.parameter_order import Parameter
 
 State = Mapping[str, Any]
 
 WITHOUT_STEP = ("muon", "sgd")
+SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum", "variance", "row_var", "col_var")
+NOT_NEGATIVE = (*SQUARES, "exp_inf", "step_size", "step", "eta", "mu", "mu_product", "func_evals", "n_iter")
 FACTORS = {"row_var": "col_var", "col_var": "row_var"}  # Adafactor's: what each is of the transposed matrix
 
 
@@ -93,11 +95,12 @@ def _transposed(parameter: Parameter) -> bool:
 
 
 def _array(x: np.ndarray, like: jax.Array) -> jax.Array:
-    """A copy as an array of the dtype of `like`."""
+    """A copy as an array of the dtype of `like`; of its own where that is a 16-bit one, which some keep moments in."""
     if np.iscomplexobj(x) and not jnp.iscomplexobj(like):
         raise ValueError("a state is complex, its parameter is not")
+    short = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < np.float32().itemsize
     with float64():
-        return jnp.array(x, like.dtype)
+        return jnp.array(x, x.dtype if short else like.dtype)
 
 
 def _scalar(name: str, state: State, first: jax.Array) -> Any:
@@ -121,12 +124,33 @@ def _check(name: str, fields: Sequence[str], steps: Iterable[str], parameter: Pa
         )
     for key in (*scalars, *fields):
         right = () if key in scalars else _shape(key, parameter)
-        if state.get(key) is not None and np.shape(state[key]) != right:
+        one_number = key in scalars and np.shape(state[key]) == (1,)  # torch 1.12's, with capturable
+        if state.get(key) is not None and np.shape(state[key]) != right and not one_number:
             raise ValueError(
                 f"{key!r} in the state of parameter {parameter.name!r} is {list(np.shape(state[key]))} and should be "
                 f"{list(right)}, as the parameter is {list(parameter.shape)}: params or the mapping is not what the "
-                "state dict was made with"
+                "state dict was made with, or torch's parameters are in another order: say it with param_names"
             )
+        if state.get(key) is not None:
+            check_numbers(key, as_array(state[key]), f"the state of parameter {parameter.name!r}")
+
+
+def check_numbers(key: str, x: np.ndarray, where: str) -> None:
+    """Refuse what no optimizer leaves behind, as files do that are damaged or were written by hand.
+
+    Raises:
+      ValueError: NaN, negative squares, counts that are none, moments in integers.
+    """
+    integers = not np.issubdtype(x.dtype, np.inexact) and x.dtype.isbuiltin == 1
+    reals = x.view(x.real.dtype) if np.iscomplexobj(x) and x.ndim else x
+    if integers and x.ndim:
+        raise ValueError(f"{key!r} in {where} is {x.dtype} and should be floating-point numbers")
+    if not integers and np.isnan(reals).any():
+        raise ValueError(f"{key!r} in {where} has NaN: the run had failed, load a checkpoint from before")
+    if key in NOT_NEGATIVE and (reals < 0).any():
+        raise ValueError(f"{key!r} in {where} has {reals.min()}, which is never negative: the file is damaged")
+    if key == "step" and x % 1 != 0:
+        raise ValueError(f"{key!r} in {where} is {x}, which is no count of steps")
 
 
 def _shape(key: str, parameter: Parameter) -> tuple[int, ...]:
@@ -173,7 +197,7 @@ def saver(
 
 def _to_torch(name: str, parameter: Parameter, slots: Sequence[Any]) -> np.ndarray:
     if name not in FACTORS:
-        return torch_array(list(parameter.entries), [np.asarray(getattr(slot, name)) for slot in slots])
+        return torch_array(parameter.name, parameter.entries, [np.asarray(getattr(slot, name)) for slot in slots])
     if _transposed(parameter):
         return np.array(getattr(slots[0], FACTORS[name])).swapaxes(-1, -2).copy()
     return np.array(getattr(slots[0], name))

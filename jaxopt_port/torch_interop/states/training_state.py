@@ -8,9 +8,9 @@ import numpy as np
 
 from jaxopt_port.gradients.grad_scaler import GradScaler, GradScalerState
 from jaxopt_port.swa_utils import AveragedState
-from jaxopt_port.torch_interop.layout import Mapping as LayoutMapping
-from jaxopt_port.torch_interop.layout import to_flax, to_torch
-from jaxopt_port.torch_interop.module_pairs import same_names
+from jaxopt_port.torch_interop.layouts.layout import Mapping as LayoutMapping
+from jaxopt_port.torch_interop.layouts.layout import to_flax, to_torch
+from jaxopt_port.torch_interop.layouts.module_pairs import same_names
 
 Tree = Any
 SCALER = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
@@ -40,7 +40,8 @@ def load_grad_scaler(state_dict: Mapping[str, Any]) -> tuple[GradScaler, GradSca
     """
     if not state_dict:
         raise RuntimeError(
-            "The source state dict is empty, possibly because it was saved from a disabled instance of GradScaler."
+            "The source state dict is empty, possibly because it was saved from a disabled instance of GradScaler. "
+            "Such a one has no state to load: go on with GradScaler(enabled=False) and its init()"
         )
     missing = [key for key in SCALER if key not in state_dict]
     if missing:
@@ -121,12 +122,15 @@ def load_averaged_model(
     )
 
 
-def averaged_model_state_dict(averaged: AveragedState, mapping: LayoutMapping) -> dict[str, np.ndarray]:
+def averaged_model_state_dict(
+    averaged: AveragedState, mapping: LayoutMapping, tied: Mapping[str, str] | None = None
+) -> dict[str, np.ndarray]:
     """`swa_model.state_dict()`, without `num_batches_tracked`, which torch accepts.
 
     Args:
       averaged: the state of an `averaged_model`.
       mapping: from `layout.infer`, of the model that is averaged, with the names that it has in torch.
+      tied: torch's names that are tied to others, as `layout.to_torch` takes them.
 
     Returns:
       Arrays by torch's names.
@@ -140,8 +144,8 @@ def averaged_model_state_dict(averaged: AveragedState, mapping: LayoutMapping) -
 
     Source: torch/optim/swa_utils.py.
     """
-    module = to_torch(mapping, averaged.params)
+    module = to_torch(mapping, averaged.params, tied)
     if averaged.buffers is not None:
         module |= to_torch(mapping, averaged.buffers)
-    names = [name for name in mapping.by_name() if name in module]
+    names = [*(name for name in mapping.by_name() if name in module), *(tied or ())]
     return {"n_averaged": np.array(averaged.n_averaged, np.int64), **{MODULE + name: module[name] for name in names}}

@@ -1,0 +1,170 @@
+"""Whether a closure is what it was at its last call, and with it all that it can reach.
+
+Tracing a closure takes long, and cannot be left out where the closure reads another batch than last time. Where nothing
+has changed it can. So what a function can reach is walked through: the variables around it and of its module, the
+functions that it calls with theirs, the attributes of objects. JAX's arrays are the same where they are the same
+object, NumPy's where they have the same bytes, numbers and strings where they are equal. Where something cannot be
+looked into (an iterator, a random generator, the clock), nothing is said, and the closure is traced.
+"""
+
+import dis
+import functools
+import hashlib
+import types
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+# Packages that hold no values of the user's, and whose functions give the same for the same.
+PURE = {"abc", "builtins", "cmath", "collections", "dataclasses", "enum", "functools", "itertools", "math"} | {
+    "operator", "typing", "types", "equinox", "flax", "jax", "jaxlib", "jaxopt_port", "jaxtyping", "numpy", "optax",
+}  # fmt: skip
+IMPURE = {"eval", "exec", "getattr", "globals", "input", "locals", "next", "open", "vars", "__import__"}
+MOST = 10_000  # values that are looked at
+LARGEST = 1 << 26  # bytes of a NumPy array that is looked at
+
+
+class _OpaqueError(Exception):
+    """Something cannot be looked into."""
+
+
+class Same:
+    """Equal where the object is the same. It keeps the object, so that no other one can take its address."""
+
+    def __init__(self, x: Any):
+        self.x = x
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self.x is other.x
+
+    def __hash__(self) -> int:
+        return id(self.x)
+
+
+class _Plain:
+    """An object whose values are all in its `__dict__` is as large as one of this class."""
+
+
+def reach(function: Any, others: Sequence[Any] = ()) -> Hashable:
+    """All that a function and other values can reach, to compare with what it is later; None where that is unknown.
+
+    The function itself is not in it, so that what is kept under it does not keep it.
+    """
+    try:
+        inside = [] if _is_constant(function) else list(_inside(function))
+        return tuple(_walk([*inside, *others]))
+    except _OpaqueError:
+        return None
+
+
+def _walk(todo: list[Any]) -> Iterator[Hashable]:
+    seen: dict[int, Any] = {}
+    while todo:
+        x = todo.pop()
+        if isinstance(x, float | complex | np.generic | np.ndarray):
+            yield _bytes(np.asarray(x))
+        elif x is None or isinstance(x, bool | int | str | bytes | np.dtype):
+            yield type(x), x
+        else:
+            yield Same(x)
+            if id(x) not in seen and not _is_constant(x):
+                seen[id(x)] = x
+                if len(seen) > MOST:
+                    raise _OpaqueError
+                inside = list(_inside(x))
+                yield len(inside)
+                todo.extend(inside)
+
+
+def _bytes(x: np.ndarray) -> Hashable:
+    """0.0 == -0.0, and NaN != NaN: so the bytes are compared."""
+    if x.nbytes > LARGEST or x.dtype.hasobject:
+        raise _OpaqueError
+    return x.dtype, x.shape, hashlib.blake2b(np.ascontiguousarray(x)).digest()
+
+
+def _is_constant(x: Any) -> bool:
+    """Whether the same object is always the same value."""
+    if isinstance(x, jax.core.Tracer):
+        raise _OpaqueError
+    if isinstance(x, types.BuiltinFunctionType):  # a method holds an object
+        if not _is_pure(x.__module__) or not isinstance(x.__self__, types.ModuleType | None):
+            raise _OpaqueError
+        return True
+    if isinstance(x, type):
+        return _is_pure(x.__module__)
+    # What jit has captured it keeps, whatever becomes of the variable.
+    return isinstance(x, jax.Array | np.ufunc) or (hasattr(x, "lower") and type(x).__module__.startswith("jaxlib"))
+
+
+def _is_pure(module: str | None) -> bool:
+    return (module or "").partition(".")[0] in PURE and not str(module).startswith("numpy.random")
+
+
+def _inside(x: Any) -> Iterator[Any]:
+    """The values to which one leads."""
+    if isinstance(x, tuple | list):
+        yield from x
+    elif isinstance(x, dict):
+        yield from (*x.keys(), *x.values())
+    elif isinstance(x, types.FunctionType):
+        yield from (x.__defaults__, x.__kwdefaults__)
+        yield from (value for name, value in vars(x).items() if not name.startswith("__") or name == "__wrapped__")
+        yield from (cell.cell_contents for cell in x.__closure__ or () if _is_full(cell))
+        if not _is_pure(x.__globals__.get("__name__")):
+            yield from _of_code(x.__code__, x.__globals__)
+    elif isinstance(x, types.MethodType):
+        yield from (x.__func__, x.__self__)
+    elif isinstance(x, functools.partial):
+        yield from (x.func, x.args, x.keywords)
+    elif isinstance(x, classmethod | staticmethod):
+        yield x.__func__
+    elif isinstance(x, property):
+        yield x.fget
+    elif isinstance(x, type):
+        methods = (types.FunctionType, classmethod, staticmethod, property)
+        yield from x.__mro__[1:]
+        yield from (v for k, v in vars(x).items() if isinstance(v, methods) or not k.startswith(("__", "_abc_")))
+    elif type(x).__basicsize__ == _Plain.__basicsize__ and hasattr(x, "__dict__"):
+        yield from (type(x), vars(x))
+    else:
+        raise _OpaqueError
+
+
+def _is_full(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False
+
+
+def _of_code(code: types.CodeType, variables: dict[str, Any]) -> Iterator[Any]:
+    """What code reads of the variables of its module, and of other modules."""
+    globals_, names, imports = _names(code)
+    if imports or globals_ & IMPURE:
+        raise _OpaqueError
+    for name in sorted(globals_ & variables.keys()):
+        x = variables[name]
+        if not isinstance(x, types.ModuleType):
+            yield x
+        elif not _is_pure(x.__name__):
+            if not hasattr(x, "__file__"):  # time
+                raise _OpaqueError
+            yield from (vars(x)[each] for each in sorted(names & vars(x).keys()))
+        elif x.__name__ == "numpy" and "random" in names:
+            raise _OpaqueError
+
+
+@functools.lru_cache(maxsize=1000)
+def _names(code: types.CodeType) -> tuple[set[str], set[str], bool]:
+    """The globals that code reads, all names in it, and whether it imports; with those of functions made in it."""
+    instructions = list(dis.get_instructions(code))
+    globals_ = {str(each.argval) for each in instructions if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    names, imports = set(code.co_names), any(each.opname == "IMPORT_NAME" for each in instructions)
+    for const in code.co_consts:
+        if isinstance(const, types.CodeType):
+            more_globals, more_names, imports_too = _names(const)
+            globals_, names, imports = globals_ | more_globals, names | more_names, imports or imports_too
+    return globals_, names, imports

@@ -1,0 +1,318 @@
+"""The user's side of a comparison: what is trained, its loss and its optimizer; everything by torch's names."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxopt_port import EveryKState, get_hyper, optimizers, torch_interop
+from jaxopt_port.compare.trace import Arrays, Step, Trace
+from jaxopt_port.hyper import find_state, replace_state
+from jaxopt_port.param_groups import leaf_paths
+from jaxopt_port.torch_interop import layout
+
+Tree = Any
+
+
+class Scheduled:
+    """An optimizer whose scheduler steps with it, as one thing that `follow` can step.
+
+    Args:
+      optimizer: of this library.
+      scheduler: of `jaxopt_port.lr_scheduler`.
+      every: the scheduler steps once for so many steps of the optimizer: 1, or the steps of an epoch.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxopt_port as optim
+      >>> scheduled = Scheduled(optim.sgd(lr=1.0), optim.lr_scheduler.exponential_lr(gamma=0.5))
+      >>> params = {"w": jnp.ones(1)}
+      >>> state = scheduled.init(params)
+      >>> for _ in range(2):
+      ...     params, state = scheduled.step({"w": jnp.ones(1)}, state, params)
+      >>> params["w"]
+      Array([-0.5], dtype=float32)
+    """
+
+    def __init__(self, optimizer: Any, scheduler: Any, every: int = 1):
+        self.optimizer, self.scheduler, self.every = optimizer, scheduler, every
+        self._step = step_of(optimizer)
+
+    def init(self, params: Tree) -> dict[str, Any]:
+        sched, state = self.scheduler.init(self.optimizer.init(params))
+        return {"optimizer": state, "sched": sched, "count": 0}
+
+    def step(self, grads: Tree, state: dict[str, Any], params: Tree) -> tuple[Tree, dict[str, Any]]:
+        params, inner = self._step(grads, state["optimizer"], params)
+        sched, count = state["sched"], state["count"] + 1
+        if count % self.every == 0:
+            sched, inner = self.scheduler.step(sched, inner)
+        return params, {"optimizer": inner, "sched": sched, "count": count}
+
+
+class Several:
+    """Optimizers that step one after the other, as torch's Muon and AdamW do."""
+
+    def __init__(self, optimizers: list[Any]):
+        self.optimizers = optimizers
+        self._steps = [step_of(each) for each in optimizers]
+
+    def init(self, params: Tree) -> list[Any]:
+        return [each.init(params) for each in self.optimizers]
+
+    def step(self, grads: Tree, states: list[Any], params: Tree) -> tuple[Tree, list[Any]]:
+        new = []
+        for step, state in zip(self._steps, states, strict=True):
+            params, state = step(grads, state, params)
+            new.append(state)
+        return params, new
+
+
+def step_of(optimizer: Any) -> Callable[[Tree, Any, Tree], tuple[Tree, Any]]:
+    """`(grads, state, params) -> (params, state)` of an optimizer of this library, of optax, or of one's own."""
+    if isinstance(optimizer, Scheduled | Several):
+        return optimizer.step
+    if hasattr(optimizer, "step"):
+        return jax.jit(optimizer.step)
+
+    @jax.jit
+    def step(grads: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+class Port:
+    """What is compared with torch's run.
+
+    Args:
+      trace: torch's run.
+      loss_fn: `loss_fn(params, **batch)` or `loss_fn(params, batch)`; it returns the loss, or the loss and what else
+        changes (`{"batch_stats": ...}`).
+      params: the parameters, linen's variables, or an nnx state.
+      optimizer: of this library, of optax, or with `init(params)` and `step(grads, state, params)`.
+      mapping: from `layout.infer`.
+    """
+
+    def __init__(self, trace: Trace, loss_fn: Callable[..., Any], params: Tree, optimizer: Any, mapping: Any):
+        self.trace, self.loss_fn, self.like = trace, loss_fn, params
+        self.optimizer = optimizer = Several(optimizer) if isinstance(optimizer, list) else optimizer
+        self.untied: dict[str, str] = {}
+        self.mapping = mapping or self._infer()
+        self.trainable, self.rest = split(params)
+        names = [entry.source.name for entry in self.mapping.entries]
+        self.names = [n for n in dict.fromkeys(names) if not n.endswith(layout.STATISTICS)]
+        self.statistics = [n for n in dict.fromkeys(names) if n.endswith(layout.STATISTICS)]
+        self.step = step_of(optimizer)
+        self.closures = any(each["kind"] == "LBFGS" for each in trace.optimizers)
+        state = optimizer.init(jax.tree.map(jnp.asarray, self.trainable)) if _has_values(self.trainable) else None
+        self.sums = _finds(state, EveryKState)
+        self.means = _finds(state, optax.MultiStepsState)
+        self._grad = jax.jit(jax.value_and_grad(self.loss, has_aux=True))
+
+    def _infer(self) -> Any:
+        """Which array is which; where that only works with torch's tied weights apart, the port has untied them."""
+        shapes = {each["name"]: tuple(each["shape"]) for each in self.trace.parameters}
+        shapes |= {each["name"]: tuple(each["shape"]) for each in self.trace.start.header["buffers"]}
+        try:
+            return layout.infer(shapes, self.like)
+        except ValueError:
+            tied = self.trace.tied
+            if not tied:
+                raise
+            try:
+                found = layout.infer(shapes | {alias: shapes[name] for alias, name in tied.items()}, self.like)
+            except ValueError:
+                pass
+            else:
+                self.untied = dict(tied)
+                return found
+            raise
+
+    # torch's arrays and ours
+
+    def torchs(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """torch's arrays with those of tied names."""
+        return {**arrays, **{a: arrays[name] for a, name in self.untied.items() if name in arrays}}
+
+    def to_ours(self, arrays: Mapping[str, np.ndarray], like: Tree) -> Tree:
+        """A tree as `like`, of torch's arrays."""
+        return layout.to_flax(self.mapping, self.torchs(arrays), like)
+
+    def to_torch(self, tree: Tree) -> Arrays:
+        return layout.to_torch(self.mapping, tree)
+
+    # the loss and its gradient
+
+    def loss(self, trainable: Tree, rest: Tree, batch: Arrays) -> tuple[jax.Array, Tree]:
+        params = join(trainable, rest, self.like)
+        out = call(self.loss_fn, params, batch)
+        loss, changed = out if isinstance(out, tuple) else (out, None)
+        return jnp.asarray(loss), _replaced(rest, changed)
+
+    def grads(self, trainable: Tree, rest: Tree, step: Step) -> tuple[list[float], list[Tree], Tree]:
+        """The losses and gradients of the batches of a step, and what else changed."""
+        losses, grads = [], []
+        for batch in step.batches():
+            (loss, rest), grad = self._grad(trainable, rest, as_jax(batch))
+            losses.append(float(loss))
+            grads.append(grad)
+        return losses, grads, rest
+
+    def seen(self, grads: list[Tree], step: Step) -> Tree:
+        """The gradient of a step, as torch adds it up, or as the optimizer does that accumulates by itself."""
+        factors = step.frame.header["factors"] or [1.0]
+        weights = [min(factor, 1.0) for factor in factors] if len(factors) == len(grads) else [1.0] * len(grads)
+        if self.means:
+            weights = [1 / len(grads)] * len(grads)
+        elif self.sums:
+            weights = [1.0] * len(grads)
+        return jax.tree.map(lambda *parts: sum(w * g for w, g in zip(weights, parts, strict=True)), *grads)
+
+    # the optimizer
+
+    def init(self, trainable: Tree) -> Any:
+        """The optimizer's first state, with torch's moments where torch had some."""
+        state = self.optimizer.init(trainable)
+        return self.with_torchs(state, self.trace.start, self.trace.steps[0], trainable)
+
+    def with_torchs(self, state: Any, frame: Any, step: Step, trainable: Tree) -> Any:
+        """`state` with the moments that a frame holds."""
+        states: dict[str, Arrays] = {}
+        for key, array in frame.arrays("state/").items():
+            name, _, slot = key.rpartition("/")
+            states.setdefault(name, {})[slot] = array
+        if not states:
+            return state
+        several = isinstance(self.optimizer, Several)
+        ours = state if several else [state]
+        if len(ours) != len(self.trace.optimizers):
+            raise ValueError(f"torch has {len(self.trace.optimizers)} optimizers, the port {len(ours)}: give it a list")
+        filled = [self._filled(own, states, i, step, trainable) for i, own in enumerate(ours)]
+        return filled if several else filled[0]
+
+    def _filled(self, state: Any, states: dict[str, Arrays], number: int, step: Step, trainable: Tree) -> Any:
+        """The state of one optimizer with the moments of torch's of that number."""
+        one = self.trace.optimizers[number]
+        factory = optimizers[{"SparseAdam": "sparse_adam"}.get(one["kind"], one["kind"].lower())]
+        names = [name for group in one["groups"] for name in group["names"]]
+        ids = {name: i for i, name in enumerate(names)}
+        groups = [
+            {
+                **options,
+                "params": [ids[name] for name in group["names"]],
+                "param_names": group["names"],
+            }
+            for group, options in zip(one["groups"], step.hyper[number], strict=True)
+        ]
+        state_dict = {"state": {ids[n]: s for n, s in states.items() if n in ids}, "param_groups": groups}
+        loaded = torch_interop.load_optimizer(factory, state_dict, trainable, self.mapping)[1]
+        own = find_state(state)
+        if jax.tree.structure((own.steps, own.slots)) != jax.tree.structure((loaded.steps, loaded.slots)):
+            raise ValueError("the state has another form than torch's")
+        return replace_state(state, own._replace(steps=loaded.steps, slots=loaded.slots))
+
+    def stepped(self, grad: Tree, state: Any, params: Tree, count: int) -> tuple[Tree, Any]:
+        """A step with a gradient that is there already, of an optimizer that may want it in `count` parts."""
+        if not (self.sums or self.means):
+            return self.step(grad, state, params)
+        rest = grad if self.means else jax.tree.map(jnp.zeros_like, grad)
+        for i in range(count):
+            params, state = self.step(rest if i else grad, state, params)
+        return params, state
+
+    def own_step(self, grads: list[Tree], rest: Tree, state: Any, params: Tree, step: Step) -> tuple[Tree, Any]:
+        """A step of the port's own run."""
+        if self.closures:
+            batch = as_jax(step.batches()[0])
+            _, params, state = self.optimizer.step_closure(lambda p, b: self.loss(p, rest, b)[0], state, params, batch)
+            return params, state
+        if self.sums or self.means:
+            for grad in grads:
+                params, state = self.step(grad, state, params)
+            return params, state
+        return self.step(self.seen(grads, step), state, params)
+
+    def hyper(self, state: Any, params: Tree) -> dict[str, dict[str, Any]] | None:
+        """For each of torch's names the options with which it steps; None where they cannot be read."""
+        return self._hyper(self.optimizer, state, params)
+
+    def _hyper(self, inner: Any, own: Any, params: Tree) -> dict[str, dict[str, Any]] | None:
+        if isinstance(inner, Several):
+            parts = [self._hyper(each, one, params) for each, one in zip(inner.optimizers, own, strict=True)]
+            return {name: found for part in parts for name, found in (part or {}).items()}
+        if isinstance(inner, Scheduled):
+            inner, own = inner.optimizer, own["optimizer"]
+        try:
+            found = torch_interop.optimizer_state_dict(inner, own, params, self.mapping)
+        except (ValueError, TypeError, AttributeError):
+            try:
+                groups = get_hyper(own)
+            except (ValueError, TypeError):
+                return None
+            alike = {key: value for key, value in groups[0].items() if all(g.get(key) == value for g in groups)}
+            return dict.fromkeys(self.names, alike)
+        return {
+            name: {k: v for k, v in group.items() if k not in ("params", "param_names")}
+            for group in found["param_groups"]
+            for name in group["param_names"]
+        }
+
+
+def as_jax(batch: Arrays) -> dict[str, jax.Array]:
+    return {name: jnp.asarray(x) for name, x in batch.items()}
+
+
+def call(loss_fn: Callable[..., Any], params: Tree, batch: Mapping[str, Any]) -> Any:
+    """By the batch's names if the function has them, otherwise with the batch as a dict."""
+    try:
+        inspect.signature(loss_fn).bind(params, **batch)
+    except TypeError:
+        return loss_fn(params, dict(batch))
+    except ValueError:  # no signature
+        pass
+    return loss_fn(params, **batch)
+
+
+def split(params: Tree) -> tuple[Tree, Tree]:
+    """What is trained, and the rest: linen's collections, or what of an nnx state is no Param."""
+    if isinstance(params, Mapping) and "params" in params and not _is_nnx(params):
+        return params["params"], {name: part for name, part in params.items() if name != "params"}
+    if _is_nnx(params):
+        from flax import nnx
+
+        trained, rest = params.split(nnx.Param, ...)
+        return trained, rest
+    return params, None
+
+
+def join(trainable: Tree, rest: Tree, like: Tree) -> Tree:
+    """The inverse of `split`."""
+    if _is_nnx(like):
+        from flax import nnx
+
+        return nnx.merge_state(trainable, rest)
+    return trainable if rest is None else type(like)({"params": trainable, **rest})
+
+
+def _is_nnx(tree: Tree) -> bool:
+    return type(tree).__module__.startswith("flax.nnx")
+
+
+def _replaced(rest: Tree, changed: Tree) -> Tree:
+    """`rest` with the leaves that `changed` has at the same paths."""
+    new = dict(zip(leaf_paths(changed), jax.tree.leaves(changed), strict=True))
+    old, treedef = jax.tree.flatten(rest)
+    return treedef.unflatten([new.get(path, leaf) for path, leaf in zip(leaf_paths(rest), old, strict=True)])
+
+
+def _has_values(tree: Tree) -> bool:
+    return not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
+
+
+def _finds(state: Any, kind: type) -> bool:
+    return any(isinstance(x, kind) for x in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, kind)))
