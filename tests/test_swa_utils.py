@@ -1,8 +1,8 @@
 """Averaged models against torch's AveragedModel, and BatchNorm's statistics against torch's update_bn."""
 
-import flax.linen as nn
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_dtypes
