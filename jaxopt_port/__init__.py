@@ -21,6 +21,9 @@ from jaxopt_port.closure.minimize import minimize as minimize
 from jaxopt_port.closure.nonlinear_cg import nonlinear_cg as nonlinear_cg
 from jaxopt_port.closure.stop import Stop as Stop
 from jaxopt_port.factory import factory as factory
+from jaxopt_port.flat import flat as flat
+from jaxopt_port.flat import flatten_state as flatten_state
+from jaxopt_port.flat import unflatten_state as unflatten_state
 from jaxopt_port.gradients import EveryKState as EveryKState
 from jaxopt_port.gradients import GradScaler as GradScaler
 from jaxopt_port.gradients import GradScalerState as GradScalerState

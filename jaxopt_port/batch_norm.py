@@ -126,7 +126,7 @@ def _unbiased_class(layer_class: Any) -> Any:
 
 def _correction(layer: Any, x: jax.Array, mask: jax.Array | None, momentum: Any) -> Callable[..., jax.Array]:
     """`(var before, var after) -> torch's var after`, for a BatchNorm that has seen this."""
-    from jaxopt_port.torch_interop.layout import unbiased_var  # which imports the whole package
+    from jaxopt_port.torch_interop.layouts.layout import unbiased_var  # which imports the whole package
 
     features = {axis % x.ndim for axis in ((layer.axis,) if isinstance(layer.axis, int) else layer.axis)}
     reduced = tuple(axis for axis in range(x.ndim) if axis not in features)

@@ -85,9 +85,7 @@ class Run:
     def __init__(self, port: Port, trainable: Tree, rest: Tree):
         self.port, self.trace = port, port.trace
         self.ours = One(port, trainable, rest)
-        self.others = [
-            One(port, noise.nudged(trainable, seed, noise.NUDGE), rest, seed) for seed in NUDGED
-        ]
+        self.others = [One(port, noise.nudged(trainable, seed, noise.NUDGE), rest, seed) for seed in NUDGED]
         self.start = self.ours.after
         self.theirs = self.ours.after  # torch's
         self.points: list[Point] = []
@@ -148,7 +146,9 @@ class Run:
         apart, allowed = abs(point.ours - point.torch), LOSS * abs(point.torch) + TIMES * itself
         if not apart <= allowed:
             scale = abs(point.torch) or 1.0
-            what = f"the loss of step {step.number} of the port's own run is {point.ours:.6g}, torch's {point.torch:.6g}"
+            what = (
+                f"the loss of step {step.number} of the port's own run is {point.ours:.6g}, torch's {point.torch:.6g}"
+            )
             return Finding(step.number, "loss", None, apart / scale, allowed / scale, what)
         steps = [each for each in found if each[0] == "update"]
         if not steps:
@@ -156,11 +156,17 @@ class Run:
         off = [each for each in found if each[0] == "gradient"]
         _, name, apart, allowed = max(off or steps, key=lambda each: each[2])
         names = [n for n in self.port.names if self.port.untied.get(n, n) in grads]
-        uniform = blame.factor([self.ours.grads[n] for n in names], [grads[self.port.untied.get(n, n)] for n in names], {})
+        uniform = blame.factor(
+            [self.ours.grads[n] for n in names], [grads[self.port.untied.get(n, n)] for n in names], {}
+        )
         if off and not uniform:
-            what = f"the gradient of {name} in step {step.number} of the port's own run is {number(apart)} of torch's off"
+            what = (
+                f"the gradient of {name} in step {step.number} of the port's own run is {number(apart)} of torch's off"
+            )
             return Finding(step.number, "gradient", name, apart, allowed, what)
-        what = f"the step that {name} takes in step {step.number} of the port's own run is {number(apart)} of torch's off"
+        what = (
+            f"the step that {name} takes in step {step.number} of the port's own run is {number(apart)} of torch's off"
+        )
         why = f"torch clips the gradient there, the port's optimizer not so ({uniform})" if uniform else ""
         return Finding(step.number, "update", name, apart, allowed, what, why)
 

@@ -49,6 +49,7 @@ ADADELTA = Rule(
     update,
     check=check,
     live=("lr", "rho", "eps", "weight_decay"),
+    elementwise=True,
     torch="Adadelta",
 )
 

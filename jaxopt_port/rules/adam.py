@@ -67,6 +67,7 @@ ADAM = Rule(
     check=check,
     live=("lr", "betas", "eps", "weight_decay"),
     optional={"max_exp_avg_sq": attrgetter("amsgrad")},
+    elementwise=True,
     torch="Adam",
 )
 

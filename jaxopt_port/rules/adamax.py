@@ -53,6 +53,7 @@ ADAMAX = Rule(
     update,
     check=check,
     live=("lr", "betas", "eps", "weight_decay"),
+    elementwise=True,
     torch="Adamax",
 )
 

@@ -69,6 +69,7 @@ NADAM = Rule(
     check=check,
     live=("lr", "betas", "eps", "weight_decay", "momentum_decay"),
     scalar_state={"mu_product": np.float32(1)},
+    elementwise=True,
     torch="NAdam",
 )
 

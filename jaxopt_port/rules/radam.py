@@ -70,6 +70,7 @@ RADAM = Rule(
     update,
     check=check,
     live=("lr", "betas", "eps", "weight_decay"),
+    elementwise=True,
     torch="RAdam",
 )
 

@@ -72,6 +72,7 @@ RMSPROP = Rule(
     live=("lr", "alpha", "eps", "weight_decay", "momentum"),
     structural=("momentum",),
     optional={"momentum_buffer": has_momentum, "grad_avg": attrgetter("centered")},
+    elementwise=True,
     torch="RMSprop",
 )
 

@@ -65,6 +65,7 @@ RPROP = Rule(
     update,
     check=check,
     live=("lr", "etas", "step_sizes"),
+    elementwise=True,
     torch="Rprop",
 )
 

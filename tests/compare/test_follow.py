@@ -21,7 +21,14 @@ from benchmarks import planted_faults  # noqa: E402
 from tests.compare import ports, torch_side  # noqa: E402
 
 STEPS = 3
-SAMPLE = ("tanh GELU, nnx", "transposed square weight", "missing bias", "clip norm", "AMSGrad", "embedding's gradient cut")
+SAMPLE = (
+    "tanh GELU, nnx",
+    "transposed square weight",
+    "missing bias",
+    "clip norm",
+    "AMSGrad",
+    "embedding's gradient cut",
+)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +103,7 @@ def followed(path: Path, optimizer: Any, dropped: float = 0.0, **more: Any) -> c
     shapes = jax.eval_shape(lambda: Net(dropped).init(jax.random.key(0), jnp.zeros((1, 5))))["params"]
 
     def loss_fn(params: Any, batch: dict[str, Any]) -> jax.Array:
-        logits = Net(dropped).apply({"params": params}, batch["x"])
+        logits: Any = Net(dropped).apply({"params": params}, batch["x"])
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean()
 
     trace = compare.read(path)
@@ -152,7 +159,8 @@ def test_a_loss_that_parts_after_the_full_step_is_found(tmp_path: Path) -> None:
     second = compare.read(tmp_path / "run").steps[1].batches()[0]["x"]
 
     def loss_fn(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-        losses = optax.softmax_cross_entropy_with_integer_labels(Net().apply({"params": params}, x), y)
+        logits: Any = Net().apply({"params": params}, x)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
         return losses.mean() * jnp.where((x == second).all(), 1.05, 1.0)
 
     shapes = jax.eval_shape(lambda: Net().init(jax.random.key(0), jnp.zeros((1, 5))))["params"]
@@ -174,6 +182,56 @@ def test_a_scheduler_goes_with_its_optimizer(tmp_path: Path) -> None:
     wrong = followed(tmp_path / "run", compare.Scheduled(optim.sgd(lr=0.1), optim.lr_scheduler.exponential_lr(0.5), 2))
     assert wrong.blamed is not None
     assert (wrong.blamed.stage, wrong.blamed.step) == ("schedule", 2)
+
+
+class Tied(torch.nn.Module):
+    """Two sums that are equal but for rounding, and the larger of them: rounding decides whose weight it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = torch.nn.Linear(40, 6, bias=False)
+        self.b = torch.nn.Linear(40, 6, bias=False)
+        self.b.weight.data = self.a.weight.data.flip(1)
+
+    def forward(self, x: Any) -> Any:
+        return torch.maximum(self.a(x), self.b(x.flip(1)))
+
+
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+def test_a_tie_that_rounding_decides_is_no_fault(tmp_path: Path, factor: float) -> None:
+    """Most maxima go to the other weight here than in torch, the loss is the same; a wrong factor is a fault still."""
+    torch.manual_seed(0)
+    model = Tied()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with torch_side.record(model, optimizer, tmp_path / "run", layers=False) as r:
+        x = torch.randn(64, 40)
+        r.batch(x=x)
+        loss = (model(x) ** 2).mean()
+        r.loss(loss)
+        loss.backward()
+        optimizer.step()
+
+    @jax.custom_vjp
+    def scaled(x: jax.Array) -> jax.Array:
+        return x
+
+    scaled.defvjp(lambda x: (x, None), lambda _, g: (factor * g,))
+
+    def loss_fn(params: Any, x: jax.Array) -> jax.Array:
+        a = (x[:, ::-1] @ params["a"]["kernel"][::-1]).astype(jnp.float32)
+        b = (x @ params["b"]["kernel"][::-1]).astype(jnp.float32)
+        return (scaled(jnp.where(a >= b, a, b)) ** 2).mean()
+
+    shapes = {name: {"kernel": jax.ShapeDtypeStruct((40, 6), jnp.float32)} for name in "ab"}
+    found = compare.follow(tmp_path / "run", loss_fn, shapes, optim.sgd(lr=0.0))
+    tied = next(row for row in found.full[0].rows if row.quantity == "grad")
+    assert tied.apart > 0.1
+    if factor == 1:
+        assert found.ok, found.verdict
+        assert any("rounding decides a tie" in note for note in found.notes)
+    else:
+        assert found.blamed is not None
+        assert found.blamed.stage == "gradient"
 
 
 def test_the_bound_is_so_many_times_the_yardstick(tmp_path: Path) -> None:
