@@ -29,10 +29,11 @@ TIMED_UP_TO = 10**8
 MANY = (5_000, (20, 50))
 
 Row = dict[str, Any]
+Shapes = Sequence[tuple[int, ...]]
 
 
-def measure(name: str, shapes: Sequence[tuple[int, ...]], arguments: argparse.Namespace, inside: bool = False) -> Row:
-    """For each contender milliseconds a step and to its dispatch, seconds to compile, temporary bytes a parameter byte."""
+def measure(name: str, shapes: Shapes, arguments: argparse.Namespace, inside: bool = False) -> Row:
+    """For each contender ms a step and to its dispatch, seconds to compile, temporary bytes a parameter byte."""
     from benchmarks.contenders import contenders
 
     steps: Row = {}
@@ -181,10 +182,11 @@ def about(device: str) -> list[str]:
     return [
         f"{hardware}; {versions}, Python {platform.python_version()}.",
         "",
-        "Ratios are times of ours over theirs, below 1 ours is faster; goals are in brackets. Temporary: bytes a parameter "
-        "byte. torch's fused kernel exists for Adam, AdamW, SGD and Adagrad. L-BFGS and Muon have smaller arrays than the "
-        "heading says (benchmarks/shapes.py). Where it falls short: on a CPU torch's fused kernels read and write memory "
-        "faster than XLA's loops do, and `flat` copies; on a GPU many arrays wait for the host, which `flat` is for.",
+        "Ratios are times of ours over theirs, below 1 ours is faster; goals are in brackets. Temporary: bytes a "
+        "parameter byte. torch's fused kernel exists for Adam, AdamW, SGD and Adagrad. L-BFGS and Muon have smaller "
+        "arrays than the heading says (benchmarks/shapes.py). Where it falls short: on a CPU torch's fused kernels "
+        "read and write memory faster than XLA's loops do, and `flat` copies; on a GPU many arrays wait for the host, "
+        "which `flat` is for.",
         "",
     ]
 
