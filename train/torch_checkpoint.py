@@ -52,7 +52,7 @@ def load(config: Config, training: Training, examples: int, classes: int) -> Mom
         names = mapping_of(model, classes)
         params = layout.to_flax(names, model, ours(classes))
         optimizer, opt_state = torch_interop.load_optimizer(OPTIMIZERS[config.optimizer], theirs, params, names)
-        _check_static_options(config, optimizer, opt_state, params)
+        _check_static_options(config, optimizer, opt_state, params, names)
         opt_state = _with_flags(config, opt_state)
         has_schedule = training.scheduler is not None and any(name in checkpoint for name in SCHEDULER)
         if has_schedule and config.lr is not None:
@@ -207,12 +207,14 @@ def _check_arrays(model: Mapping[str, Any], optimizer: Mapping[str, Any]) -> Non
                     raise ValueError(f"{where} is negative: {array.min()}")
 
 
-def _check_static_options(config: Config, optimizer: Optimizer, opt_state: OptState, params: Params) -> None:
+def _check_static_options(
+    config: Config, optimizer: Optimizer, opt_state: OptState, params: Params, names: layout.Mapping
+) -> None:
     """The flags decide what is not live: it has to be what the checkpoint has."""
     plain = make_optimizer(config)
     first = plain.init(params)
     mine, theirs = (
-        torch_interop.optimizer_state_dict(o, s, params)["param_groups"]
+        torch_interop.optimizer_state_dict(o, s, params, names)["param_groups"]
         for o, s in ((plain, first), (optimizer, opt_state))
     )
     if len(theirs) != 1:
