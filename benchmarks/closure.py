@@ -1,12 +1,14 @@
-"""L-BFGS and nonlinear conjugate gradients beside their peers: `python -m benchmarks.closure [evaluations] [time]`.
+"""L-BFGS and nonlinear conjugate gradients beside their peers: `python -m benchmarks.closure [WHAT ...]`.
 
 `evaluations`: on problems of Moré, Garbow and Hillstrom in float64, the evaluations (a loss with its gradient), the
 iterations and the last gradient of our two, SciPy's, optax's, torch's, jaxopt's and optimistix's. Every one is to make
 the gradient's largest element 1e-5 or smaller; a `!` marks those that did not. Packages that are not installed are left
 out (`pip install jaxopt optimistix`).
 
-`time`: one step of L-BFGS against torch's on the same function, after compilation, in turns in one process, with the
-evaluations of both; and the memory of ours.
+`time`: 20 iterations of L-BFGS beside torch's, SciPy's, jaxopt's and optax's on the same function, in turns in one
+process, as ratios of medians, with the evaluations and the first call of each; and the memory of ours.
+
+`calls`: what a call of `step_closure` costs, jitted and not, with the same batch and another one.
 """
 
 import argparse
@@ -207,32 +209,48 @@ def _start(size: int, dtype: str) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(size).astype(dtype)
 
 
-class Ours:
+class Side:
+    """20 iterations of L-BFGS on one function from one start; `first` is how long the first call took."""
+
+    first = 0.0
+
     def __init__(self, size: int, dtype: str, options: dict[str, Any]):
-        self.optimizer, self.start = optim.lbfgs(**options), jnp.asarray(_start(size, dtype))
+        self.options, self.start = options, _start(size, dtype)
+        self.prepare()
+        self.first = self()[0]
+
+    def prepare(self) -> None:
+        """What is done once."""
+
+    def __call__(self) -> tuple[float, int]:
+        """Seconds and evaluations of one call."""
+        raise NotImplementedError
+
+
+class Ours(Side):
+    def prepare(self) -> None:
+        self.optimizer = optim.lbfgs(**self.options)
         self.step = jax.jit(
             lambda state, params: self.optimizer.step_closure(_rosenbrock, state, params), donate_argnums=(0, 1)
         )
-        self()
 
     def __call__(self) -> tuple[float, int]:
-        params, state = self.start + 0, self.optimizer.init(self.start)
-        jax.block_until_ready((params, state))
+        params = jnp.asarray(self.start.copy())
+        state = jax.block_until_ready(self.optimizer.init(params))
         begin = time.perf_counter()
         _, _, state = jax.block_until_ready(self.step(state, params))
         return time.perf_counter() - begin, int(state.steps[0]["func_evals"])
 
-    def temporary_bytes(self) -> int:
-        params, state = self.start + 0, self.optimizer.init(self.start)
+    def memory(self) -> tuple[int, int]:
+        """Bytes of the state, and what a step needs beside it."""
+        params = jnp.asarray(self.start)
+        state = self.optimizer.init(params)
         analysis = self.step.lower(state, params).compile().memory_analysis()
-        return 0 if analysis is None else analysis.temp_size_in_bytes
+        used = sum(x.nbytes for x in jax.tree.leaves(state))
+        return used, 0 if analysis is None else analysis.temp_size_in_bytes
 
 
-class Torch:
-    def __init__(self, size: int, dtype: str, options: dict[str, Any]):
-        self.options, self.start = options, _start(size, dtype)
-        self()
-
+class Torch(Side):
     def __call__(self) -> tuple[float, int]:
         import torch
 
@@ -250,34 +268,140 @@ class Torch:
         return time.perf_counter() - begin, optimizer.state[x]["func_evals"]
 
 
+class Scipy(Side):
+    def prepare(self) -> None:
+        self.value_and_grad = jax.jit(jax.value_and_grad(_rosenbrock))
+
+    def fun(self, x: np.ndarray) -> tuple[float, np.ndarray]:
+        loss, grad = self.value_and_grad(x.astype(self.start.dtype))
+        return float(loss), np.asarray(grad, np.float64)
+
+    def __call__(self) -> tuple[float, int]:
+        options = {"maxiter": ITERATIONS, "maxcor": self.options["history_size"], "ftol": 0, "gtol": 0}
+        begin = time.perf_counter()
+        end = scipy_minimize(self.fun, self.start, jac=True, method="L-BFGS-B", options=options)
+        return time.perf_counter() - begin, int(end.nfev)
+
+
+class Jaxopt(Side):
+    def prepare(self) -> None:
+        import jaxopt  # pyright: ignore[reportMissingImports]
+
+        history = self.options["history_size"]
+        self.run = jax.jit(jaxopt.LBFGS(_rosenbrock, maxiter=ITERATIONS, tol=0.0, history_size=history).run)
+
+    def __call__(self) -> tuple[float, int]:
+        start = jnp.asarray(self.start)
+        begin = time.perf_counter()
+        state = jax.block_until_ready(self.run(start)).state
+        return time.perf_counter() - begin, int(state.num_fun_eval)
+
+
+class Optax(Side):
+    def prepare(self) -> None:
+        optimizer = optax.lbfgs(memory_size=self.options["history_size"])
+        value_and_grad = optax.value_and_grad_from_state(_rosenbrock)
+
+        def step(_: Any, carry: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+            x, state, evaluations = carry
+            value, grad = value_and_grad(x, state=state)
+            updates, state = optimizer.update(grad, state, x, value=value, grad=grad, value_fn=_rosenbrock)
+            spent = optax.tree.get(state, "num_linesearch_steps")
+            return optax.apply_updates(x, updates), state, evaluations + spent
+
+        self.run = jax.jit(lambda x: jax.lax.fori_loop(0, ITERATIONS, step, (x, optimizer.init(x), 0)))
+
+    def __call__(self) -> tuple[float, int]:
+        start = jnp.asarray(self.start)
+        begin = time.perf_counter()
+        _, _, evaluations = jax.block_until_ready(self.run(start))
+        return time.perf_counter() - begin, int(evaluations)
+
+
+SIDES: dict[str, type[Side]] = {"torch": Torch, "scipy": Scipy, "jaxopt": Jaxopt, "optax": Optax}
+ITERATIONS = 20
+
+
 def timing(rounds: int, sizes: list[int]) -> None:
-    """Print a row a size: milliseconds of one step, evaluations, memory."""
-    columns = ["parameters", "dtype", "line search", "history", "evaluations, ours / torch", "ours, ms", "torch, ms"]
-    columns += ["torch / ours", "state, vectors", "working memory, vectors"]
+    """Print a row a size and dtype: ours in milliseconds, the others' time over ours, the evaluations of all."""
+    peers = {name: side for name, side in SIDES.items() if importlib.util.find_spec(name)}
+    columns = ["parameters", "dtype", "line search", "history", "ours, ms", *(f"{name} / ours" for name in peers)]
+    columns += ["evaluations", "first call, s", "state, vectors", "working memory, vectors"]
+    print(f"Evaluations and first calls (with compiling): {', '.join(['ours', *peers])}.\n")
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-    for size in sizes:
-        history = 100 if size < 1_000_000 else 20  # 100 float64 vectors of a million, twice, are 1.6 GB
-        for dtype, line_search in itertools.product(("float32", "float64"), (None, "strong_wolfe")):
-            options = {"line_search_fn": line_search, "history_size": history, "lr": 1 if line_search else 0.1}
-            sides = Ours(size, dtype, options), Torch(size, dtype, options)
-            times: list[list[float]] = [[], []]
-            evals = [0, 0]
-            for _ in range(rounds):
-                for index, side in enumerate(sides):
-                    seconds, evals[index] = side()
-                    times[index].append(seconds * 1e3)
-            mine, theirs = map(statistics.median, times)
-            vector = size * np.dtype(dtype).itemsize
-            state = sum(x.nbytes for x in jax.tree.leaves(sides[0].optimizer.init(sides[0].start))) / vector
-            print(f"| {size:,} | {dtype} | {line_search} | {history} | {evals[0]} / {evals[1]}", end="")
-            print(f" | {mine:.2f} | {theirs:.2f}", end="")
-            print(f" | {theirs / mine:.1f} | {state:.1f} | {sides[0].temporary_bytes() / vector:.1f} |", flush=True)
-    print(f"peak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+    rows = [("strong_wolfe", 10), ("strong_wolfe", 100), (None, 100)]
+    for size, dtype, (line_search, history) in itertools.product(sizes, ("float32", "float64"), rows):
+        history = min(history, 100 if size < 1_000_000 else 20)  # 100 float64 vectors of a million, twice, are 1.6 GB
+        options = {"line_search_fn": line_search, "history_size": history, "lr": 1 if line_search else 0.1}
+        options["max_iter"] = ITERATIONS
+        mine = Ours(size, dtype, options)
+        others = {name: side(size, dtype, options) for name, side in peers.items() if line_search or name == "torch"}
+        times: dict[str, list[float]] = {name: [] for name in ("ours", *others)}
+        evals: dict[str, int] = {}
+        for _ in range(rounds):
+            for name, side in {"ours": mine, **others}.items():
+                seconds, evals[name] = side()
+                times[name].append(seconds * 1e3)
+        own = statistics.median(times["ours"])
+        ratios = [f"{statistics.median(times[name]) / own:.2f}" if name in others else "" for name in peers]
+        first = " / ".join(f"{side.first:.2g}" for side in (mine, *others.values()))
+        vectors = [f"{each / mine.start.nbytes:.1f}" for each in mine.memory()]
+        row = [f"{size:,}", dtype, str(line_search), str(history), f"{own:.2f}", *ratios]
+        print(f"| {' | '.join([*row, ' / '.join(map(str, evals.values())), first, *vectors])} |", flush=True)
+    print(f"\npeak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+
+
+def calling(rounds: int, blocks: int = 60) -> None:
+    """Print what a call of a step costs, by how it is called: one iteration on 60 small residual blocks."""
+    width, optimizer = 16, optim.lbfgs(max_iter=1)
+    keys = jax.random.split(jax.random.key(0), 2 * blocks)
+    params = [jax.random.normal(key, (width, width)) / width for key in keys]
+    batches = [jax.random.normal(key, (8, width)) for key in keys[:2]]
+    batch = batches[0]
+
+    def loss(params: Any, x: jax.Array) -> jax.Array:
+        for first, second in zip(params[::2], params[1::2], strict=True):
+            x = x + jax.nn.gelu(x @ first) @ second
+        return jnp.mean(x * x)
+
+    def captures(params: Any) -> jax.Array:
+        return loss(params, batch)
+
+    jitted = jax.jit(lambda params, state, batch: optimizer.step_closure(loss, state, params, batch))
+    state = optimizer.init(params)
+
+    def another_batch(number: int) -> Any:
+        nonlocal batch
+        batch = batches[number % 2]
+        return optimizer.step_closure(captures, state, params)
+
+    ways: dict[str, Callable[[int], Any]] = {
+        "jitted, the batch an argument": lambda number: jitted(params, state, batches[number % 2]),
+        "as it is, the batch an argument": lambda number: optimizer.step_closure(
+            loss, state, params, batches[number % 2]
+        ),
+        "as it is, captures the same batch": lambda number: optimizer.step_closure(captures, state, params),
+        "as it is, captures another batch": another_batch,
+    }
+    first: dict[str, float] = {}
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(-1, rounds):
+        for name, call in ways.items():
+            begin = time.perf_counter()
+            jax.block_until_ready(call(number))
+            if number < 0:
+                first[name] = time.perf_counter() - begin
+            else:
+                times[name].append((time.perf_counter() - begin) * 1e3)
+    base = statistics.median(times["jitted, the batch an argument"])
+    print("| a step of 60 residual blocks | first call, s | a call, ms | over jitted |\n|---|---|---|---|")
+    for name, each in times.items():
+        print(f"| {name} | {first[name]:.2g} | {statistics.median(each):.1f} | {statistics.median(each) / base:.1f} |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=["evaluations", "time"])
+    parser.add_argument("what", nargs="*", default=["evaluations", "time", "calls"])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES)
     arguments = parser.parse_args()
@@ -286,6 +410,8 @@ def main() -> None:
         evaluations()
     if "time" in arguments.what:
         timing(arguments.rounds, arguments.sizes)
+    if "calls" in arguments.what:
+        calling(arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def _unbiased_class(layer_class: Any) -> Any:
 
 def _correction(layer: Any, x: jax.Array, mask: jax.Array | None, momentum: Any) -> Callable[..., jax.Array]:
     """`(var before, var after) -> torch's var after`, for a BatchNorm that has seen this."""
-    from jaxopt_port.torch_interop.layout import unbiased_var  # which imports the whole package
+    from jaxopt_port.torch_interop.layouts.layout import unbiased_var  # which imports the whole package
 
     features = {axis % x.ndim for axis in ((layer.axis,) if isinstance(layer.axis, int) else layer.axis)}
     reduced = tuple(axis for axis in range(x.ndim) if axis not in features)
@@ -140,7 +140,8 @@ def _correction(layer: Any, x: jax.Array, mask: jax.Array | None, momentum: Any)
             f"Expected more than 1 value per channel when training, got input size {list(x.shape)}: use larger "
             "batches, or unbiased=False for Flax's variance"
         )
-    return lambda before, after: unbiased_var(before, after, jnp.maximum(count, 2), momentum)
+    count = jnp.maximum(count, 2)  # where a mask leaves one number the variance is 0
+    return lambda before, after: unbiased_var(before, after, count, momentum)
 
 
 def _pass(loader: Iterable[Any], step: Callable[[Tree, Any, Any], Tree], stats: Tree) -> Tree:

@@ -112,7 +112,7 @@ class Lifted(Algorithm):
     def init(self, params: Tree) -> OptState:
         self.has_begun = True
         for leaf in filter(is_sparse, jax.tree.leaves(params, is_leaf=is_sparse)):
-            self.rule.check_param(leaf)  # torch's words, where it has some
+            self.rule.check_param(leaf, _namespace(self.options[0]))  # torch's words, where it has some
             raise ValueError("a parameter is a BCOO: parameters must be dense, use todense()")
         leaves = jax.tree.leaves(params)
         members = self.members(params)
@@ -139,7 +139,7 @@ class Lifted(Algorithm):
                 "parameters can be optimized. Leave it out, or put it in a ParamGroup with frozen=True."
             )
         try:
-            self.rule.check_param(p)
+            self.rule.check_param(p, _namespace(self.options[group]))
         except (ValueError, RuntimeError) as error:
             error.add_note(f"The parameter is {groups_.leaf_paths(params)[index]!r}.")
             raise
@@ -201,7 +201,7 @@ class Lifted(Algorithm):
             else:
                 leaf.p, leaf.g = _as_jax(p), _as_jax(g)
                 self._check_slot(params, leaf)
-                check_grad(params, index, leaf.p, leaf.g, self.rule.check_grad)
+                check_grad(params, index, leaf.p, leaf.g, partial(self._check_rule_grad, group))
             leaves.append(leaf)
         return leaves
 
@@ -289,6 +289,9 @@ class Lifted(Algorithm):
             check_live(live, group)
             if not self.has_begun:
                 check_fresh(self.arrays[group], live, group)
+
+    def _check_rule_grad(self, group: int, g: Any) -> None:
+        self.rule.check_grad(g, _namespace(self.options[group]))
 
     def _check_slot(self, params: Tree, leaf: Leaf) -> None:
         """That a slot has the arrays which `init` makes for its parameter with the group's options."""

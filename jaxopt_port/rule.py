@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxopt_port.sharding import sharded_as, side_by_side
+
 Tree = Any
 Scalars = dict[str, Any]
 
 
-def _takes_all(_: Any) -> None:
+def _takes_all(*_: Any) -> None:
     pass
 
 
@@ -21,7 +23,7 @@ def is_sparse(g: Any) -> bool:
     return hasattr(g, "n_sparse")
 
 
-def takes_dense(g: Any) -> None:
+def takes_dense(g: Any, options: SimpleNamespace) -> None:
     """The `check_grad` of a rule that takes no sparse gradients."""
     if is_sparse(g):
         raise RuntimeError(
@@ -51,10 +53,12 @@ class Rule(NamedTuple):
       optional: slots that only some options have, each with the condition, `(options) -> bool`.
       common: options that every group takes from the optimizer itself, whatever it says.
       scalar_state: the scalar state beside `step` and its first values.
-      check_param: raises torch's errors for a parameter that the optimizer cannot take.
-      check_grad: raises for a gradient it cannot take; a sparse one that it can take `update` gets as it is, with the
-        whole of `p` and `slot`, since only their rows are to be computed with.
+      check_param: `(p, options)`, raises torch's errors for a parameter that the optimizer cannot take.
+      check_grad: `(g, options)`, raises for a gradient it cannot take; a sparse one that it can take `update` gets as
+        it is, with the whole of `p` and `slot`, since only their rows are to be computed with.
       float64_update: `update` computes scalars itself, from tensors or shapes: it gets them as float64.
+      elementwise: an element of the new parameter and of its state depends on the same element of the gradient, the
+        parameter and the state alone, so that `flat` can join arrays.
       torch: the name of the class in torch.optim, None for a rule that torch does not have.
     """
 
@@ -69,9 +73,10 @@ class Rule(NamedTuple):
     optional: Mapping[str, Callable[[SimpleNamespace], bool]] = {}
     common: tuple[str, ...] = ()
     scalar_state: Mapping[str, Any] = {}
-    check_param: Callable[[Any], None] = _takes_all
-    check_grad: Callable[[Any], None] = takes_dense
+    check_param: Callable[[Any, SimpleNamespace], None] = _takes_all
+    check_grad: Callable[[Any, SimpleNamespace], None] = takes_dense
     float64_update: bool = False
+    elementwise: bool = False
     torch: str | None = None
 
     def first(self, p: jax.Array, options: SimpleNamespace) -> Any:
@@ -94,16 +99,18 @@ def step_leaf(
     if getattr(c_, "maximize", False):
         g = -g
     wide = compute_dtype(p.dtype)
-    rest = (p, slot) if is_sparse(g) else as_real((p, slot), wide)
-    p_, slot_ = update(rest[0], as_real(g, wide), rest[1], c_)
+    if is_sparse(g):
+        p_, slot_ = update(p, as_real(g, wide), slot, c_)
+    else:
+        p_, slot_ = update(*as_real(side_by_side(p, g, slot), wide), c_)
     slot = jax.tree.map(_cast_like, as_complex(p, slot_), slot)
-    return as_complex(p, p_).astype(p.dtype), slot
+    return sharded_as(p, as_complex(p, p_).astype(p.dtype)), slot
 
 
 def _cast_like(new: jax.Array, old: jax.Array) -> jax.Array:
     if new.shape != old.shape:
         raise ValueError(f"the state of a parameter has an array {list(old.shape)} that should be {list(new.shape)}")
-    return new.astype(old.dtype)
+    return sharded_as(old, new.astype(old.dtype))
 
 
 def compute_dtype(dtype: Any) -> Any:

@@ -152,15 +152,21 @@ def lbfgs(
 
     One step runs up to `max_iter` iterations from the memory that the last one left, in one `lax.while_loop`.
 
-    Call it with a pure closure. It is traced with its gradient at every call, and compiled anew where that gives
-    another program, whichever function object it is. What does not compile anew: other numbers and arrays in `*args`,
-    and another array that the closure captures. What does: other shapes and dtypes; another Python or NumPy number that
-    it captures; another array that a `jax.jit` inside it captures; another string, or whatever else is no array, in
-    `*args`; a callback made anew. Tracing a gradient takes several times what tracing the loss takes, at every call; a
-    `jax.jit` around the step saves it, and what changes between steps (a batch) then has to go in as `*args`.
+    Call it with a pure closure, jitted, and with what changes between steps (a batch) as an argument::
 
-    The memory is two arrays of `history_size` rows, allocated by `init`. Jit the step and donate the state, or it is
-    copied at every step.
+        step = jax.jit(lambda params, state, batch: optimizer.step_closure(closure, state, params, batch))
+        loss, params, state = step(params, state, batch)
+
+    Without jit it is compiled once as well, but whether the closure is still the same has to be found out at every
+    call: where anything has changed that it can reach (the variables around it, what it calls, attributes of objects),
+    or that cannot be told, it is traced with its gradient, which takes several times what tracing the loss takes. It is
+    compiled anew where that gives another program: with other shapes and dtypes; another Python or NumPy number that it
+    captures; another array that a `jax.jit` inside it captures; another string, or whatever else is no array, in
+    `*args`; a callback made anew. Other numbers and arrays in `*args`, and another array that the closure captures, do
+    not compile anew.
+
+    The memory is two arrays of `history_size` rows, made by `init` on the parameters' devices and divided along the
+    mesh axes that divide them, as far as their length can be. Donate the state, or it is copied at every step.
 
     Args:
       lr: the step length, or the first that the line search tries; live. In the first iteration ever it is multiplied
@@ -168,7 +174,8 @@ def lbfgs(
       max_iter: iterations a step, an integer; static.
       max_eval: evaluations a step, `max_iter * 5 // 4` where None; static.
       tolerance_grad: a step ends where no element of the gradient is larger; live.
-      tolerance_change: a step ends where no parameter, or the loss, moves by more; live.
+      tolerance_change: a step ends where no parameter, or the loss, moves by more; live. It is torch's absolute one: at
+        losses below it a step goes nowhere; `minimize` does without.
       history_size: pairs of vectors to remember; static.
       line_search_fn: `"strong_wolfe"` or None; static.
       maximize: climb instead; the loss that is returned is the closure's own, those in the state are negated, as are
@@ -180,15 +187,17 @@ def lbfgs(
       and `n_iter`, and `slots` is an `LBFGSState`, whose `stop` says why the step ended.
 
     Raises:
-      ValueError: an option out of range, or parameter groups, in torch's words.
+      ValueError: an option out of range, or parameter groups, in torch's words; in a step, a state of other parameters,
+        another `history_size` or `line_search_fn`; under `shard_map`, a loss that is not the same on every device.
       RuntimeError: a line search that does not exist, in torch's words.
 
     Example:
-      >>> import jax.numpy as jnp, jaxopt_port as optim
+      >>> import jax, jax.numpy as jnp, jaxopt_port as optim
       >>> optimizer = optim.lbfgs(line_search_fn="strong_wolfe")
       >>> params = {"w": jnp.array([3.0, -2.0])}
       >>> closure = lambda params: (params["w"] ** 2).sum()
-      >>> loss, params, state = optimizer.step_closure(closure, optimizer.init(params), params)
+      >>> step = jax.jit(lambda params, state: optimizer.step_closure(closure, state, params))
+      >>> loss, params, state = step(params, optimizer.init(params))
       >>> float(loss), bool(jnp.allclose(params["w"], 0, atol=1e-5)), int(state.steps[0]["func_evals"])
       (13.0, True, 3)
 

@@ -48,12 +48,16 @@ def minimize(
 ) -> Minimized:
     """Minimize a function: steps until its gradient is small, one compiled program for the whole run.
 
-    L-BFGS and nonlinear conjugate gradients run on without coming back: `max_steps` counts iterations, and `max_iter`,
-    `max_eval` and `tolerance_grad` of the optimizer mean nothing here. Its `tolerance_change` does: set it to 0 to go
-    on for as long as the gradient is not small enough. In three things a run with L-BFGS is not torch's: it shortens a
-    step to where the loss is not finite, and ends where it cannot; it takes a change of the loss within its rounding as
-    none; and it goes on learning at small losses. Any other optimizer takes a step an evaluation; those that an optax
-    line search makes by itself are not counted.
+    L-BFGS and nonlinear conjugate gradients run on without coming back: `max_steps` counts iterations, and what ends a
+    step of theirs means nothing here: `max_iter`, `max_eval`, `tolerance_grad`, and of `lbfgs` `tolerance_change`,
+    which torch compares with the change of the loss as it is, so that at a small loss every step would be the last. A
+    run ends where the gradient is small, where a search along steepest descent fails, or where neither the loss nor the
+    gradient comes down any more. It is torch's L-BFGS in all but this: a step goes no further than the loss is finite;
+    a change of the loss within its rounding is none; what is learnt from small steps is kept; a direction that does not
+    descend, or along which the search fails, gives way to steepest descent. Without a line search nothing shortens a
+    step, and a run may end at NON_FINITE, with the numbers that it came to.
+
+    Any other optimizer takes a step an evaluation; those that an optax line search makes by itself are not counted.
 
     Args:
       optimizer: any of this package, or of optax. Make it once: another object compiles anew, except that `lbfgs` and
@@ -69,7 +73,9 @@ def minimize(
       A `Minimized`.
 
     Raises:
-      TypeError: a parameter that is neither floating point nor complex; a loss that is not a real scalar.
+      TypeError: arguments in another order; a parameter that is neither floating point nor complex; a loss that is not
+        a real scalar.
+      ValueError: under `shard_map`, a loss that is not the same on every device.
 
     Example:
       >>> import jax.numpy as jnp, jaxopt_port as optim
@@ -83,6 +89,12 @@ def minimize(
       >>> jax.vmap(run)(starts).params.round(2).tolist()
       [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
     """
+    for name, value, right in (
+        ("optimizer", optimizer, isinstance(optimizer, optax.GradientTransformation)),
+        ("fun", fun, callable(fun)),
+    ):
+        if not right:
+            raise TypeError(f"minimize takes (optimizer, fun, params): {name} is a {type(value).__name__}")
     algorithm = getattr(optimizer.update, "__self__", None)
     with wide_enough(params):
         program, operands = trace(fun, params, args)

@@ -208,9 +208,10 @@ def nonlinear_cg(
     One step runs up to `max_iter` iterations, in one `lax.while_loop`, and the next one goes on where it ended.
     The state is two vectors. The line search is L-BFGS's, with a tighter curvature condition (0.1), and takes a loss
     that differs by its own rounding as equal. A direction that does not descend, or along which the search found no
-    better point, is replaced by steepest descent.
+    better point, is replaced by steepest descent, and a search that fails along that is made again from the length of
+    the very first step. Without a line search nothing shortens a step: one that is too long ends in NON_FINITE.
 
-    Call it with a pure closure; what compiles anew is said at `lbfgs`, and is the same here.
+    Call it with a pure closure, jitted, and the batch as an argument, as `lbfgs` shows; what compiles anew is the same.
 
     Args:
       beta: `"pr+"` (Polak and Ribière), `"fr"` (Fletcher and Reeves), `"hs"` (Hestenes and Stiefel), `"dy"` (Dai and
@@ -221,7 +222,7 @@ def nonlinear_cg(
       max_eval: evaluations a step, not limited where None; static.
       tolerance_grad: a step ends where no element of the gradient is larger than this part of the largest element of
         the first gradient of all; live.
-      tolerance_change: a step ends where the loss changes by less than this part of itself; live.
+      tolerance_change: a step or a run ends where the loss changes by less than this part of itself; live.
       line_search: `"strong_wolfe"`, or None for steps of length `lr`; static.
       restart: with steepest descent: `"powell"`, where successive gradients are far from orthogonal; a number, after so
         many iterations; or None; static.
@@ -232,14 +233,16 @@ def nonlinear_cg(
       and `n_iter`, and `slots` is a `NonlinearCGState`, whose `stop` says why the step ended.
 
     Raises:
-      ValueError: an option out of range, or parameter groups.
+      ValueError: an option out of range, or parameter groups; in a step, a state of other parameters; in `shard_map`,
+        a loss that is not the same on every device.
 
     Example:
-      >>> import jax.numpy as jnp, jaxopt_port as optim
+      >>> import jax, jax.numpy as jnp, jaxopt_port as optim
       >>> optimizer = optim.nonlinear_cg(beta="hz")
       >>> params = {"w": jnp.array([3.0, -2.0])}
       >>> closure = lambda params: (params["w"] ** 2).sum()
-      >>> loss, params, state = optimizer.step_closure(closure, optimizer.init(params), params)
+      >>> step = jax.jit(lambda params, state: optimizer.step_closure(closure, state, params))
+      >>> loss, params, state = step(params, optimizer.init(params))
       >>> float(loss), bool(jnp.allclose(params["w"], 0, atol=1e-5))
       (13.0, True)
 

@@ -10,13 +10,21 @@ class Stop(IntEnum):
     """Why a step or a run ended. In a state it is an int32 array: `Stop(int(state.slots.stop)).name`."""
 
     NOT_YET = 0
-    GRADIENT = 1  # the largest element of the gradient is within the tolerance
-    CHANGE = 2  # a step: parameters or loss move by less than the tolerance; a run: neither comes down any more
-    DIRECTION = 3  # a step of lbfgs: the direction does not descend by more than the tolerance
-    LINE_SEARCH = 4  # the line search found no better point
-    MAX_ITER = 5  # as many iterations (steps, in a run) as were allowed
-    MAX_EVAL = 6  # as many evaluations as were allowed
-    NON_FINITE = 7  # the last loss, gradient or parameter is infinite or not a number
+    """It goes on."""
+    GRADIENT = 1
+    """The largest element of the gradient is within the tolerance."""
+    CHANGE = 2
+    """A step: parameters or loss move by less than the tolerance; a run: neither comes down any more."""
+    DIRECTION = 3
+    """A step of lbfgs: the direction does not descend by more than the tolerance."""
+    LINE_SEARCH = 4
+    """The line search found no better point."""
+    MAX_ITER = 5
+    """As many iterations (steps, in a run) as were allowed."""
+    MAX_EVAL = 6
+    """As many evaluations as were allowed."""
+    NON_FINITE = 7
+    """The last loss, gradient or parameter is infinite or not a number."""
 
 
 def first_of(*reasons: tuple[jax.Array, Stop]) -> jax.Array:

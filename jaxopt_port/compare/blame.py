@@ -7,9 +7,8 @@ import numpy as np
 
 from jaxopt_port.compare import noise
 from jaxopt_port.compare.findings import number
-from jaxopt_port.compare.port import Port, Scheduled, Several
+from jaxopt_port.compare.port import Port
 from jaxopt_port.compare.trace import Step
-from jaxopt_port.optimizer import Optimizer
 
 Tree = Any
 Moved = Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]  # our step, torch's, and the parameter before
@@ -114,6 +113,7 @@ def factor(ours: list[np.ndarray], torchs: list[np.ndarray], batch: Mapping[str,
         return ""
     text = f"it is torch's {'times' if abs(c) > 1 else 'divided by'} {number(round(times) if whole else times)}"
     sizes = {f"{name}'s {size}": size for name, x in batch.items() for size in np.shape(x)}
+    sizes |= {f"{name}'s {np.size(x)} elements": np.size(x) for name, x in batch.items()}
     fits = next((name for name, size in sizes.items() if whole and size == round(times)), None)
     if fits:
         return f"{text}, as a {'sum' if abs(c) > 1 else 'mean'} over {fits} is of torch's"
@@ -128,9 +128,7 @@ def kind(port: Port, name: str) -> str:
 
 def floor(port: Port, name: str) -> float:
     """How much of its step an update may be off by rounding."""
-    each = port.optimizer.optimizers if isinstance(port.optimizer, Several) else [port.optimizer]
-    ours = all(isinstance(one, Optimizer | Scheduled) for one in each)
-    return noise.UPDATE.get(kind(port, name), noise.OURS if ours else noise.OPTAX)
+    return noise.UPDATE.get(kind(port, name), noise.OURS if port.ours else noise.OPTAX)
 
 
 def options(port: Port, step: Step, name: str) -> dict[str, Any]:
@@ -214,8 +212,10 @@ def statistic(ours: np.ndarray, torch: np.ndarray, before: np.ndarray) -> str:
         return "the port's does not move: loss_fn has to return it, (loss, {'batch_stats': ...})"
     c = float(mine @ theirs / (theirs @ theirs)) if theirs.any() else 0.0
     if np.linalg.norm(mine - c * theirs) < 1e-3 * np.linalg.norm(mine):
-        return "the variance: torch's running one is unbiased (layout.unbiased_var)" if abs(c - 1) < 0.1 else (
-            f"it moves {number(c)} times as far: the momentum"
+        return (
+            "the variance: torch's running one is unbiased (layout.unbiased_var)"
+            if abs(c - 1) < 0.1
+            else (f"it moves {number(c)} times as far: the momentum")
         )
     return "the momentum, or the variance: torch's running one is unbiased (layout.unbiased_var)"
 

@@ -2,7 +2,7 @@
 
 import io
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,7 +40,7 @@ def chart(title: str, lines: list[Line], ylabel: str, log: bool = False) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    settings = {"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9, "font.family": "sans-serif"}
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9, "font.family": "sans-serif"}
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(4.9, 3.1), layout="constrained")
         FigureCanvasSVG(figure)
@@ -48,7 +48,7 @@ def chart(title: str, lines: list[Line], ylabel: str, log: bool = False) -> str:
         text, grid = COLOURS["text"], COLOURS["line"]
         for line in lines:
             keep = np.isfinite(line.y) & ((line.y > 0) | (not log))
-            style = {"linewidth": 6, "alpha": 0.6} if line.wide else {"linewidth": 1.2}
+            style: Any = {"linewidth": 6, "alpha": 0.6} if line.wide else {"linewidth": 1.2}
             marker = "o" if keep.sum() == 1 else None
             axes.plot(
                 line.x[keep], line.y[keep], color=COLOURS[line.colour], label=line.label, marker=marker, ms=4, **style
@@ -65,14 +65,16 @@ def chart(title: str, lines: list[Line], ylabel: str, log: bool = False) -> str:
             spine.set_visible(side in ("left", "bottom"))
             spine.set_color(grid)
         if len(lines) > 1:
-            figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=3, frameon=False, labelcolor=text)
+            figure.legend(
+                *axes.get_legend_handles_labels(), loc="outside lower left", ncols=3, frameon=False, labelcolor=text
+            )
         figure.patch.set_alpha(0)
         axes.patch.set_alpha(0)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None})
     svg = out.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r'<svg([^>]*?) width="[^"]*"', r"<svg\1", re.sub(r'<svg([^>]*?) height="[^"]*"', r"<svg\1", svg, 1), 1)
+    svg = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg))
     for name, colour in COLOURS.items():
         svg = svg.replace(colour, f"var(--{name})")
     return svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)

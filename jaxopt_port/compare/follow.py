@@ -17,7 +17,7 @@ from jaxopt_port.compare.noise import distance, norm
 from jaxopt_port.compare.port import Port, split
 from jaxopt_port.compare.run import Point, Run
 from jaxopt_port.compare.sampled import Samples
-from jaxopt_port.compare.trace import Arrays, Trace, read
+from jaxopt_port.compare.trace import Trace, read
 
 Tree = Any
 
@@ -149,7 +149,7 @@ class _Following:
         self.paired = layers_.pairs(port.mapping, layers)
         self.batches = batches
         eps, kind = noise.eps(self.trace)
-        self.coarse = eps / noise.EPS["float32"] if eps > noise.EPS["float32"] else 1.0
+        self.coarse = max(1.0, eps / noise.EPS["float32"] / 4)  # float32's sums are longer than one rounding
         self.random = _random(self.trace)
         self.findings: list[Finding] = []
         self.full: list[Forced] = []
@@ -184,7 +184,15 @@ class _Following:
             apart = distance(mine, theirs[name]) / (norm(theirs[name]) or 1.0)
             if not apart <= SAME:
                 self.findings.append(
-                    Finding(0, "start", name, apart, SAME, f"{name} is {number(apart)} of torch's off", _moved(mine, theirs[name]))
+                    Finding(
+                        0,
+                        "start",
+                        name,
+                        apart,
+                        SAME,
+                        f"{name} is {number(apart)} of torch's off",
+                        _moved(mine, theirs[name]),
+                    )
                 )
                 return
 
@@ -225,9 +233,13 @@ class _Following:
     def verdict(self) -> str:
         blamed = first(self.findings)
         if blamed is None:
-            steps, last = len(self.trace.steps), max((row.apart / row.allowed for f in self.full for row in f.rows if row.allowed and row.quantity != "input"), default=0.0)
+            rows = [row for full in self.full for row in full.rows if row.allowed and row.quantity != "input"]
+            last = max((row.apart / row.allowed for row in rows), default=0.0)
             random = f" Loss and gradient were not judged: {self.random} draws at random." if self.random else ""
-            return f"The port follows torch through all {steps:,} steps: nothing is further off than rounding makes it (at most {number(last)} of what is allowed).{random}"
+            return (
+                f"The port follows torch through all {len(self.trace.steps):,} steps: nothing is further off than "
+                f"rounding makes it (at most {number(last)} of what is allowed).{random}"
+            )
         where = "At the start" if not blamed.step else f"At step {blamed.step:,}"
         return f"{where} the two part, in the {blamed.stage}: {blamed.sentence}"
 
@@ -238,7 +250,7 @@ def _random(trace: Trace) -> str:
         f"{module['name']} ({module['kind']})"
         for module in trace.start.header["modules"]
         if module["options"].get("training")
-        and ("Dropout" in module["kind"] and module["options"].get("p", 0) > 0 or module["options"].get("dropout", 0))
+        and (("Dropout" in module["kind"] and module["options"].get("p", 0) > 0) or module["options"].get("dropout", 0))
         and not module["kind"][0].islower()
     ]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -73,9 +73,7 @@ class Check:
         scale = max(1.0, *step.frame.header["factors"])
         raw = step.frame.arrays("raw/")
         self.raw = {name: raw[name] / x.dtype.type(scale) if name in raw else x for name, x in self.torch_grads.items()}
-        self.clipped = any(
-            distance(x, self.torch_grads[name]) > 1e-6 * norm(x) + 1e-30 for name, x in self.raw.items()
-        )
+        self.clipped = any(distance(x, self.torch_grads[name]) > 1e-6 * norm(x) + 1e-30 for name, x in self.raw.items())
         self._draws: list[tuple[list[float], Arrays, Arrays]] = []
 
     def row(self, quantity: str, name: str, ours: Any, torch: Any, floor: float, yard: float) -> Row:
@@ -161,7 +159,7 @@ class Check:
                 if pair is not None:
                     yard = max(theirs.get(name, 0.0) * norm(pair[1]), distance(pair[0], nudged[0]))
                     floor = noise.OUTPUT * self.coarse * norm(pair[1])
-                    rows.append(self.row(quantity, name, *pair, floor, yard))
+                    rows.append(self.row(quantity, name, pair[0], pair[1], floor, yard))
             if off is None and rows[-1].off:
                 maker = made_by.get(name) if rows[0].off and len(rows) > 1 else None
                 off = self.layer_off(name, layer, rows[0] if rows[0].off else rows[-1], maker)

@@ -93,7 +93,7 @@ def called(
             key = f"{name}#{calls[name]}" if calls.get(name) else name
             calls[name] = calls.get(name, 0) + 1
             carry = isinstance(output, tuple) and len(output) == 2
-            tensor = output[1] if carry else output
+            tensor: Any = output[1] if carry else output
             other = take(f"output/{key}", tensor, outputs.get(key))
             if other is None:
                 return output

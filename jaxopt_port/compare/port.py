@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxopt_port import EveryKState, get_hyper, optimizers, torch_interop
+from jaxopt_port import EveryKState, OptState, get_hyper, optimizers, torch_interop
 from jaxopt_port.compare.trace import Arrays, Step, Trace
 from jaxopt_port.hyper import find_state, replace_state
 from jaxopt_port.param_groups import leaf_paths
@@ -100,17 +100,18 @@ class Port:
 
     def __init__(self, trace: Trace, loss_fn: Callable[..., Any], params: Tree, optimizer: Any, mapping: Any):
         self.trace, self.loss_fn, self.like = trace, loss_fn, params
-        self.optimizer = optimizer = Several(optimizer) if isinstance(optimizer, list) else optimizer
+        self.optimizer: Any = Several(optimizer) if isinstance(optimizer, list) else optimizer
+        optimizer = self.optimizer
         self.untied: dict[str, str] = {}
         self.mapping = mapping or self._infer()
-        self.trainable, self.rest = split(params)
-        names = [entry.source.name for entry in self.mapping.entries]
-        self.names = [n for n in dict.fromkeys(names) if not n.endswith(layout.STATISTICS)]
+        names = [str(entry.source.name) for entry in self.mapping.entries]
+        self.names: list[str] = [n for n in dict.fromkeys(names) if not n.endswith(layout.STATISTICS)]
         self.statistics = [n for n in dict.fromkeys(names) if n.endswith(layout.STATISTICS)]
         self.step = step_of(optimizer)
         self.closures = any(each["kind"] == "LBFGS" for each in trace.optimizers)
-        state = optimizer.init(jax.tree.map(jnp.asarray, self.trainable)) if _has_values(self.trainable) else None
+        state = optimizer.init(split(self.to_ours(trace.model, params))[0])
         self.sums = _finds(state, EveryKState)
+        self.ours = _finds(state, OptState)  # which round as torch's do
         self.means = _finds(state, optax.MultiStepsState)
         self._grad = jax.jit(jax.value_and_grad(self.loss, has_aux=True))
 
@@ -198,9 +199,10 @@ class Port:
     def _filled(self, state: Any, states: dict[str, Arrays], number: int, step: Step, trainable: Tree) -> Any:
         """The state of one optimizer with the moments of torch's of that number."""
         one = self.trace.optimizers[number]
-        factory = optimizers[{"SparseAdam": "sparse_adam"}.get(one["kind"], one["kind"].lower())]
+        kind = str(one["kind"])
+        factory = optimizers["sparse_adam" if kind == "SparseAdam" else kind.lower()]
         names = [name for group in one["groups"] for name in group["names"]]
-        ids = {name: i for i, name in enumerate(names)}
+        ids: dict[Any, int] = {name: i for i, name in enumerate(names)}
         groups = [
             {
                 **options,
@@ -285,7 +287,8 @@ def split(params: Tree) -> tuple[Tree, Tree]:
     if _is_nnx(params):
         from flax import nnx
 
-        trained, rest = params.split(nnx.Param, ...)
+        state: Any = params
+        trained, rest = state.split(nnx.Param, ...)
         return trained, rest
     return params, None
 
@@ -308,10 +311,6 @@ def _replaced(rest: Tree, changed: Tree) -> Tree:
     new = dict(zip(leaf_paths(changed), jax.tree.leaves(changed), strict=True))
     old, treedef = jax.tree.flatten(rest)
     return treedef.unflatten([new.get(path, leaf) for path, leaf in zip(leaf_paths(rest), old, strict=True)])
-
-
-def _has_values(tree: Tree) -> bool:
-    return not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
 
 
 def _finds(state: Any, kind: type) -> bool:

@@ -22,14 +22,15 @@ C-contiguous; bfloat16 and float8 are their bits. `header["kind"]` is
 - `start`, the first: versions, device, `parameters`, `buffers`, `tied` (other names of a parameter), `modules` with
   their options, `optimizers` with their groups. Arrays: `model/NAME`, `state/NAME/KEY` (where there is a state already)
   and `index/NAME`, which elements are sampled.
-- `step`: `step` (from 1), `full`, `losses` (one a batch), `factors` (what backward multiplied each with: a GradScaler's
-  scale, 1/k), `hyper` (the groups' options when the step was taken) and `no_grad` (names). Arrays: `batch/I/NAME`, `sample/grad` and `sample/after` (the sampled elements of all parameters,
-  of `after` also of the buffers, one after the other), `norm/grad`, `norm/after`. In full steps also `before/NAME`,
+- `step`: `step` (from 1), `full`, `losses` (one a batch), `factors` (what backward multiplied each with: 1/k, a
+  GradScaler's scale), `hyper` (the groups' options when the step was taken), `no_grad` (names), `grad` and `after` (the
+  names whose samples there are). Arrays: `batch/I/NAME`; `sample/grad` and `sample/after`, the sampled elements, one
+  tensor after the other, of `after` also the buffers'; `norm/grad`, `norm/after`. In full steps also `before/NAME`,
   `grad/NAME` (what the optimizer saw), `raw/NAME` (what backward left, where clipping changed it), `after/NAME`,
   `state/NAME/KEY` (before the step), `output/MODULE`, `output_grad/MODULE` and, where it is no other module's output,
   `input/MODULE` (of the first batch; a second call is `MODULE#1`); `header["inputs"]` says whose output it is.
-- `redo`: `step`, and `apart`: by variant (`float64`, `threads`, for Muon also `bfloat16`) and quantity (`loss`, `grad`, `output`, `output_grad`,
-  `after`) the L2 and the largest distance of each tensor from torch's own, relative to the tensor's.
+- `redo`: `step`, and `apart`: by variant (`float64`, `threads`, for Muon also `bfloat16`) and quantity (`loss`, `grad`,
+  `output`, `output_grad`, `after`) the L2 and the largest distance of each tensor from torch's own, relative to it.
 """
 
 import json
@@ -54,9 +55,7 @@ Tensors = dict[str, Any]
 Arrays = dict[str, np.ndarray]
 
 
-def record(
-    model: Any, optimizer: Any, path: str | Path, full: Iterable[int] = (1,), layers: bool = True
-) -> "Recorder":
+def record(model: Any, optimizer: Any, path: str | Path, full: Iterable[int] = (1,), layers: bool = True) -> "Recorder":
     """A context manager that records what happens inside.
 
     The start and the steps in `full` are written whole, of the others norms and 64 elements of each parameter; the
@@ -80,7 +79,7 @@ def record(
 
 
 class Recorder:
-    """What `record` returns. `sizes` has the bytes of the start, of a full step without its layers, of a sampled one."""
+    """What `record` returns; `sizes` are the bytes of the start, of a full step without its layers, of any other."""
 
     def __init__(self, model: Any, optimizer: Any, path: Path, full: Iterable[int], layers: bool):
         self.torch = sys.modules["torch"]

@@ -175,8 +175,12 @@ def _tensors(rows: list[Row]) -> str:
         for row in ranked[:LISTED]
     ]
     head = ("tensor", "off by", "itself", "allowed", "")
-    note = f"<p class='soft'>Relative to torch's own (L2), of an update relative to torch's step. Of {len(rows)} tensors "
-    note += "those nearest to what they are allowed; itself is how far torch, or the port, is from itself by rounding.</p>"
+    note = (
+        f"<p class='soft'>Relative to torch's own (L2), of an update relative to torch's step. Of {len(rows)} tensors "
+    )
+    note += (
+        "those nearest to what they are allowed; itself is how far torch, or the port, is from itself by rounding.</p>"
+    )
     return note + _table(head, cells, numbers=True)
 
 

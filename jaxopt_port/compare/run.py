@@ -19,6 +19,7 @@ from jaxopt_port.compare.trace import Arrays, Step
 Tree = Any
 
 TIMES = 20.0  # so far beyond the nudged runs' distance is off: each distance is one draw
+INEXACT = 4.0  # the same, of the steps of an optimizer that rounds coarsely: theirs are nudged as much every time
 LOSS, STEP = 1e-3, 0.1  # and beside that, of the loss, and of a parameter's step
 NUDGED = (1000, 2000)  # the seeds
 
@@ -85,9 +86,7 @@ class Run:
     def __init__(self, port: Port, trainable: Tree, rest: Tree):
         self.port, self.trace = port, port.trace
         self.ours = One(port, trainable, rest)
-        self.others = [
-            One(port, noise.nudged(trainable, seed, noise.NUDGE), rest, seed) for seed in NUDGED
-        ]
+        self.others = [One(port, noise.nudged(trainable, seed, noise.NUDGE), rest, seed) for seed in NUDGED]
         self.start = self.ours.after
         self.theirs = self.ours.after  # torch's
         self.points: list[Point] = []
@@ -126,7 +125,8 @@ class Run:
             steps = [np.asarray(each.after[name], np.float64) - each.before[name] for each in self.others]
             itself = self.worst(f"step {name}", max(distance(x, step_ours) for x in steps) / (norm(step_torch) + 1e-30))
             off = distance(step_ours, step_torch) / (norm(step_torch) + 1e-30)
-            allowed = STEP + blame.floor(self.port, name) + TIMES * itself
+            times = INEXACT if blame.kind(self.port, own.get(name, name)) in noise.INEXACT else TIMES
+            allowed = STEP + blame.floor(self.port, name) + times * itself
             if not off * norm(step_torch) <= allowed * norm(step_torch) + 2 * rounding:
                 found.append(("update", name, off, allowed))
             if own.get(name, name) in grads:
@@ -148,7 +148,9 @@ class Run:
         apart, allowed = abs(point.ours - point.torch), LOSS * abs(point.torch) + TIMES * itself
         if not apart <= allowed:
             scale = abs(point.torch) or 1.0
-            what = f"the loss of step {step.number} of the port's own run is {point.ours:.6g}, torch's {point.torch:.6g}"
+            what = (
+                f"the loss of step {step.number} of the port's own run is {point.ours:.6g}, torch's {point.torch:.6g}"
+            )
             return Finding(step.number, "loss", None, apart / scale, allowed / scale, what)
         steps = [each for each in found if each[0] == "update"]
         if not steps:
@@ -156,11 +158,17 @@ class Run:
         off = [each for each in found if each[0] == "gradient"]
         _, name, apart, allowed = max(off or steps, key=lambda each: each[2])
         names = [n for n in self.port.names if self.port.untied.get(n, n) in grads]
-        uniform = blame.factor([self.ours.grads[n] for n in names], [grads[self.port.untied.get(n, n)] for n in names], {})
+        uniform = blame.factor(
+            [self.ours.grads[n] for n in names], [grads[self.port.untied.get(n, n)] for n in names], {}
+        )
         if off and not uniform:
-            what = f"the gradient of {name} in step {step.number} of the port's own run is {number(apart)} of torch's off"
+            what = (
+                f"the gradient of {name} in step {step.number} of the port's own run is {number(apart)} of torch's off"
+            )
             return Finding(step.number, "gradient", name, apart, allowed, what)
-        what = f"the step that {name} takes in step {step.number} of the port's own run is {number(apart)} of torch's off"
+        what = (
+            f"the step that {name} takes in step {step.number} of the port's own run is {number(apart)} of torch's off"
+        )
         why = f"torch clips the gradient there, the port's optimizer not so ({uniform})" if uniform else ""
         return Finding(step.number, "update", name, apart, allowed, what, why)
 

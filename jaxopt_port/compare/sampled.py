@@ -52,7 +52,7 @@ class Samples:
         return found
 
     def step(self, step: Step, trainable: Tree, whole: Arrays | None) -> Finding | None:
-        """One step; what is off. `trainable` is for its tree and dtypes, `whole` are our parameters after a full one."""
+        """One step; what is off. `trainable` is for its tree and dtypes; `whole` are ours after a full step."""
         after, grads = self.trace.samples(step, "after"), self.trace.samples(step, "grad")
         before = {name: self.before[name] for name in self.shapes}
         params = self.port.to_ours(self.spread(before), trainable)

@@ -164,7 +164,7 @@ def read(path: str | Path) -> Trace:
             raise TraceError(f"{path} is damaged at byte {at}: no frame begins there")
         if end + 4 > len(data):
             break
-        if zlib.crc32(data[begin:end]) != struct.unpack("<I", data[end : end + 4].tobytes())[0]:
+        if zlib.crc32(data[begin:end].tobytes()) != struct.unpack("<I", data[end : end + 4].tobytes())[0]:
             raise TraceError(f"{path} is damaged between bytes {begin} and {end}: their CRC-32 is another")
         frames.append(Frame(json.loads(data[begin : begin + text].tobytes()), data[begin + text : end]))
         at = end + 4

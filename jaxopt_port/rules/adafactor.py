@@ -87,7 +87,7 @@ def check(o: Mapping[str, Any]) -> None:
     check_should_be("weight_decay", o["weight_decay"], at_least=0)
 
 
-def check_param(p: jax.Array) -> None:
+def check_param(p: jax.Array, o: SimpleNamespace) -> None:
     if jnp.iscomplexobj(p):
         raise RuntimeError("Adafactor does not support complex parameters")
 
@@ -163,3 +163,4 @@ def adafactor(
     Source: torch/optim/_adafactor.py; Shazeer and Stern, Adafactor: Adaptive Learning Rates with Sublinear Memory
     Cost, 2018.
     """
+    ...

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jaxopt_port.factory import factory
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
-from jaxopt_port.rule import Rule
-from jaxopt_port.rules.tensor_ops import add_weight_decay
-from jaxopt_port.scalars import Scalar, check_at_least_0, check_lr
+from jaxopt_port.rule import Rule, is_sparse
+from jaxopt_port.rules.sparse_rows import check_rows, coalesced
+from jaxopt_port.rules.tensor_ops import add_weight_decay, rounded
+from jaxopt_port.scalars import Scalar, check_at_least_0, check_lr, is_on
 
 
 class AdagradState(NamedTuple):
@@ -28,9 +29,25 @@ def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tup
 
 
 def update(p: jax.Array, g: jax.Array, s: AdagradState, c: SimpleNamespace) -> tuple[jax.Array, AdagradState]:
+    if is_sparse(g):
+        return _update_rows(p, g, s, c)
     g = add_weight_decay(g, p, c.weight_decay)
     total = s.sum + g * g
     return p + c.neg_clr * g / (jnp.sqrt(total) + c.eps), AdagradState(total)
+
+
+def _update_rows(p: jax.Array, g: Any, s: AdagradState, c: SimpleNamespace) -> tuple[jax.Array, AdagradState]:
+    rows = coalesced(g)
+    values = jnp.where(c.weight_decay == 0, rows.values, jnp.nan)  # set since: torch raises
+    total = rows.of(s.sum) + rounded(values * values)
+    step = rounded(c.neg_clr * (values / (jnp.sqrt(total) + c.eps)))
+    return rows.put(p, rows.of(p) + step), AdagradState(rows.put(s.sum, total))
+
+
+def check_grad(g: Any, o: SimpleNamespace) -> None:
+    check_rows(g)
+    if is_sparse(g) and is_on(o.weight_decay):
+        raise RuntimeError("weight_decay option is not compatible with sparse gradients")
 
 
 def check(o: Mapping[str, Any]) -> None:
@@ -48,8 +65,10 @@ ADAGRAD = Rule(
     update,
     init=init,
     check=check,
+    check_grad=check_grad,
     live=("lr", "lr_decay", "weight_decay", "eps"),
     common=("initial_accumulator_value",),
+    elementwise=True,
     torch="Adagrad",
 )
 
@@ -101,3 +120,4 @@ def adagrad(
     Source: torch/optim/adagrad.py; Duchi et al., Adaptive Subgradient Methods for Online Learning and Stochastic
     Optimization, 2011.
     """
+    ...

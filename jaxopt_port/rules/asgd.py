@@ -42,6 +42,8 @@ def update(p: jax.Array, g: jax.Array, s: ASGDState, c: SimpleNamespace) -> tupl
 
 def check(o: Mapping[str, Any]) -> None:
     check_lr(o["lr"])
+    check_at_least_0("lambd value", o["lambd"])  # so since torch 2.15
+    check_at_least_0("alpha value", o["alpha"])
     check_at_least_0("weight_decay value", o["weight_decay"])
 
 
@@ -53,6 +55,7 @@ ASGD = Rule(
     check=check,
     live=("lr", "lambd", "alpha", "t0", "weight_decay"),
     scalar_state={"eta": np.float32(0), "mu": np.float32(1)},
+    elementwise=True,
     torch="ASGD",
 )
 
@@ -107,3 +110,4 @@ def asgd(
 
     Source: torch/optim/asgd.py; Polyak and Juditsky, Acceleration of Stochastic Approximation by Averaging, 1992.
     """
+    ...

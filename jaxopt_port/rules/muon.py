@@ -1,7 +1,7 @@
 r"""Muon: momentum, made orthogonal by Newton-Schulz iterations."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -14,6 +14,9 @@ from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule
 from jaxopt_port.rules.tensor_ops import lerp, norm, rounded
 from jaxopt_port.scalars import Scalar, check_one_element, check_should_be, float64
+from jaxopt_port.sharding import replicated, sharded_as
+
+Axes = int | Sequence[int]
 
 
 class MuonState(NamedTuple):
@@ -35,13 +38,40 @@ def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tup
 
 
 def update(p: jax.Array, g: jax.Array, s: MuonState, c: SimpleNamespace) -> tuple[jax.Array, MuonState]:
+    matrices = Matrices(p.shape, c.weight_dimension_numbers)
     with float64():
-        neg_lr = (-(c.lr * _lr_ratio(c.adjust_lr_fn, *p.shape))).astype(p.dtype)
+        neg_lr = (-(c.lr * _lr_ratio(c.adjust_lr_fn, matrices.rows, matrices.columns))).astype(p.dtype)
         momentum, weight, decay = (x.astype(p.dtype) for x in (c.momentum, c.weight, c.decay))
     buffer = lerp(s.momentum_buffer, g, weight)
     direction = lerp(g, buffer, momentum) if c.nesterov else buffer
-    direction = orthogonal(direction, c.ns_steps, *(x.astype(jnp.float32) for x in (c.a, c.b, c.c, c.eps)))
+    numbers = [x.astype(jnp.float32) for x in (c.a, c.b, c.c, c.eps)]
+    whole = replicated(direction)  # a product of divided matrices needs them all
+    direction = sharded_as(direction, matrices.map(lambda x: orthogonal(x, c.ns_steps, *numbers), whole))
     return rounded(p * decay) + neg_lr * direction.astype(p.dtype), MuonState(buffer)
+
+
+class Matrices:
+    """How an array is torch's matrices [out, in], one for each index along the axes that are neither."""
+
+    def __init__(self, shape: tuple[int, ...], dimension_numbers: tuple[Axes, Axes] | None):
+        reduction, output = (1, 0) if dimension_numbers is None else dimension_numbers
+        inside, out = (
+            tuple(axis % len(shape) for axis in ((axes,) if isinstance(axes, int) else axes))
+            for axes in (reduction, output)
+        )
+        batch = tuple(axis for axis in range(len(shape)) if axis not in (*inside, *out))
+        self.order = (*batch, *out, *inside)
+        self.rows, self.columns = (math.prod(shape[axis] for axis in axes) for axes in (out, inside))
+        self.batch = [shape[axis] for axis in batch]
+        self.whole = [shape[axis] for axis in self.order]
+
+    def map(self, function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+        """Apply a function of a matrix [out, in] to each of them."""
+        matrices = x.transpose(self.order).reshape(
+            *([math.prod(self.batch)] if self.batch else []), self.rows, self.columns
+        )
+        new = (jax.vmap(function) if self.batch else function)(matrices)
+        return new.reshape(self.whole).transpose([self.order.index(axis) for axis in range(len(self.order))])
 
 
 def orthogonal(x: jax.Array, steps: int, a: jax.Array, b: jax.Array, c: jax.Array, eps: jax.Array) -> jax.Array:
@@ -70,6 +100,8 @@ def _product(x: jax.Array, y: jax.Array) -> jax.Array:
 def _lr_ratio(adjust_lr_fn: str | None, rows: int, columns: int) -> float:
     if adjust_lr_fn == "match_rms_adamw":
         return 0.2 * math.sqrt(max(rows, columns))
+    if adjust_lr_fn == "spectral_unclamped":
+        return math.sqrt(rows / columns)
     return math.sqrt(max(1, rows / columns))
 
 
@@ -78,21 +110,35 @@ def check(o: Mapping[str, Any]) -> None:
     check_should_be("Learning rate", o["lr"], at_least=0)
     check_should_be("momentum", o["momentum"], at_least=0)
     check_should_be("weight decay", o["weight_decay"], at_least=0)
-    if o["adjust_lr_fn"] not in (None, "original", "match_rms_adamw"):
+    if o["adjust_lr_fn"] not in (None, "original", "match_rms_adamw", "spectral_unclamped"):
         raise ValueError(f"Adjust learning rate function {o['adjust_lr_fn']} is not supported")
     if o["ns_steps"] >= 100:
         raise ValueError("Number of steps must be less than 100 for computational efficiency")
+    dimension_numbers = o["weight_dimension_numbers"]
+    if dimension_numbers is not None and (not isinstance(dimension_numbers, tuple) or len(dimension_numbers) != 2):
+        raise ValueError(
+            "weight_dimension_numbers must be optax.contrib.MuonDimensionNumbers or (reduction_axis, output_axis), "
+            f"not {dimension_numbers!r}"
+        )
     if not isinstance(o["ns_coefficients"], Sequence) or len(o["ns_coefficients"]) != 3:
         raise ValueError("Coefficients must be a tuple of exactly 3 values")
 
 
-def check_param(p: jax.Array) -> None:
-    if p.ndim != 2:
+def check_param(p: jax.Array, o: SimpleNamespace) -> None:
+    if o.weight_dimension_numbers is None and p.ndim != 2:
         raise ValueError(
             f"Muon only supports 2D parameters whereas we found a parameter with size: {list(p.shape)}. "
-            "Give it to adamw with optax.partition (jaxopt_port.muon's docstring shows how), or reshape a kernel to a "
-            "matrix."
+            "Give it to adamw with optax.partition (jaxopt_port.muon's docstring shows how), or say which axes of a "
+            "kernel are a matrix: weight_dimension_numbers=(reduction_axis, output_axis)."
         )
+    if o.weight_dimension_numbers is not None:
+        axes = [axis for each in o.weight_dimension_numbers for axis in ((each,) if isinstance(each, int) else each)]
+        outside = [axis for axis in axes if not -p.ndim <= axis < p.ndim]
+        if outside or len({axis % p.ndim for axis in axes}) != len(axes):
+            raise ValueError(
+                f"weight_dimension_numbers {o.weight_dimension_numbers} does not fit a parameter with size "
+                f"{list(p.shape)}: its reduction and output axes must be different axes of it"
+            )
     if jnp.iscomplexobj(p):
         raise RuntimeError("Muon does not support complex parameters")
 
@@ -121,6 +167,7 @@ def muon(
     ns_steps: int = 5,
     adjust_lr_fn: str | None = None,
     *,
+    weight_dimension_numbers: tuple[Axes, Axes] | None = None,
     param_groups: Sequence[ParamGroup] = (),
 ) -> Optimizer:
     r"""Muon: torch.optim.Muon, for the matrices of a network's hidden layers.
@@ -133,16 +180,19 @@ def muon(
       \theta_t &= (1 - \gamma \lambda) \theta_{t-1} - \gamma \rho \, Y_K
 
     with :math:`\rho = \sqrt{\max(1, \text{rows} / \text{columns})}`, or
-    :math:`0.2 \sqrt{\max(\text{rows}, \text{columns})}` with `adjust_lr_fn="match_rms_adamw"`. The decay uses the
+    :math:`0.2 \sqrt{\max(\text{rows}, \text{columns})}` with `adjust_lr_fn="match_rms_adamw"`, or
+    :math:`\sqrt{\text{rows} / \text{columns}}` with "spectral_unclamped" (torch 2.14). The decay uses the
     learning rate without :math:`\rho`. The moment is an average, :math:`(1 - \mu) g_t`, unlike the sum in the formula
     of torch's documentation. The iterations :math:`Y` are done in bfloat16, whatever the parameter's dtype. There is no
     `maximize`.
 
-    rows and columns are those of the array. torch's weights are [out, in], Flax's kernels [in, out], so the default
-    :math:`\rho` of the same layer differs: torch has :math:`\sqrt{\max(1, \text{out} / \text{in})}`, a Flax kernel gets
-    :math:`\sqrt{\max(1, \text{in} / \text{out})}`. "match_rms_adamw" is the same for both; for torch's default step
-    give the kernel's group `lr` times :math:`\sqrt{\max(1, \text{out} / \text{in}) / \max(1, \text{in} / \text{out})}`
-    and `weight_decay` divided by it. Nothing else depends on the layout.
+    rows and columns are those of torch's matrix, [out, in]. An array that is not such a matrix needs
+    `weight_dimension_numbers`, optax's `MuonDimensionNumbers`: the axes that are summed over (in) and those of the
+    output (out), each a number or several; the other axes count matrices. A Flax kernel [in, out] has `(0, 1)`, a stack
+    of layers [layers, in, out] `(1, 2)`, an attention kernel [embed, heads, dim] `(0, (1, 2))`, a convolution
+    [height, width, in, out] `((0, 1, 2), 3)`. Without it a Flax kernel is taken for [out, in]: :math:`\rho` is
+    :math:`\sqrt{\max(1, \text{in} / \text{out})}`, and a square one iterates on the other side than torch's, where the
+    bfloat16 products round otherwise.
 
     Args:
       lr: :math:`\gamma`, learning rate; live.
@@ -152,7 +202,10 @@ def muon(
       ns_coefficients: :math:`a, b, c` of the iteration's polynomial; live.
       eps: :math:`\epsilon`, least norm divided by; live.
       ns_steps: :math:`K`, fewer than 100; static.
-      adjust_lr_fn: "original" (None is the same) or "match_rms_adamw", how the step depends on the shape; static.
+      adjust_lr_fn: "original" (None is the same), "match_rms_adamw" or "spectral_unclamped", how the step depends on
+        the shape; static.
+      weight_dimension_numbers: which axes are torch's columns and rows, `(reduction_axis, output_axis)`; by default
+        the array is torch's matrix [out, in]; static, may differ by group.
       param_groups: parameters with options of their own.
 
     Returns:
@@ -187,3 +240,4 @@ def muon(
     Source: torch/optim/_muon.py; Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024; Liu et
     al., Muon is Scalable for LLM Training, 2025 ("match_rms_adamw").
     """
+    ...

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxopt_port.factory import factory
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
-from jaxopt_port.rule import Rule
+from jaxopt_port.rule import Rule, is_sparse
+from jaxopt_port.rules.sparse_rows import check_rows, coalesced
 from jaxopt_port.rules.tensor_ops import add_weight_decay, rounded, stored
 from jaxopt_port.scalars import Scalar, check_at_least_0, check_lr, is_known, is_on
 
@@ -33,6 +34,8 @@ def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tup
 
 
 def update(p: jax.Array, g: jax.Array, s: SGDState, c: SimpleNamespace) -> tuple[jax.Array, SGDState]:
+    if is_sparse(g):
+        return _update_rows(p, g, s, c)
     decayed = add_weight_decay(g, p, c.weight_decay)
     if s.momentum_buffer is None:
         return p + c.neg_lr * decayed, s
@@ -41,6 +44,22 @@ def update(p: jax.Array, g: jax.Array, s: SGDState, c: SimpleNamespace) -> tuple
     again = add_weight_decay(g, p, c.weight_decay * c.another_one)  # for its own kernel
     direction = again + c.momentum * buffer if c.nesterov else buffer
     return p + c.neg_lr * jnp.where(c.turned_on, direction, again), SGDState(buffer)
+
+
+def _update_rows(p: jax.Array, g: Any, s: SGDState, c: SimpleNamespace) -> tuple[jax.Array, SGDState]:
+    """torch adds up the rows without momentum; with it the rows of all gradients so far move."""
+    rows = coalesced(g)
+    values = jnp.where(c.weight_decay == 0, rows.values, jnp.nan)  # set since: torch has no such sum, and raises
+    if s.momentum_buffer is None:
+        return rows.put(p, rows.of(p) + c.neg_lr * values), s
+    dense = rows.put(jnp.zeros(p.shape, values.dtype), values)
+    return update(p.astype(values.dtype), dense, s, c)
+
+
+def check_grad(g: Any, o: SimpleNamespace) -> None:
+    check_rows(g)
+    if is_sparse(g) and is_on(o.weight_decay):
+        raise RuntimeError("weight_decay option is not compatible with sparse gradients")
 
 
 def check(o: Mapping[str, Any]) -> None:
@@ -66,6 +85,8 @@ SGD = Rule(
     structural=("momentum",),
     optional={"momentum_buffer": has_momentum},
     scalar_state={"has_buffer": False},
+    check_grad=check_grad,
+    elementwise=True,
     torch="SGD",
 )
 
@@ -117,3 +138,4 @@ def sgd(
     Source: torch/optim/sgd.py; Sutskever et al., On the importance of initialization and momentum in deep learning,
     2013.
     """
+    ...

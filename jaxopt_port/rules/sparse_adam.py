@@ -11,6 +11,7 @@ from jaxopt_port.factory import factory
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule, is_sparse
+from jaxopt_port.rules.sparse_rows import check_rows, coalesced
 from jaxopt_port.rules.tensor_ops import rounded
 from jaxopt_port.scalars import Scalar, check_above_0, check_betas, check_one_element
 
@@ -35,21 +36,13 @@ def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tup
 
 
 def update(p: jax.Array, g: "BCOO", s: SparseAdamState, c: SimpleNamespace) -> tuple[jax.Array, SparseAdamState]:
-    # torch's coalesce: a row of zeros is a row, and what is left over gets an index past the end
-    g = g.sum_duplicates(nse=g.nse, remove_zeros=False)
-    rows, values = g.indices[:, 0], g.data
-
-    def gather(x: jax.Array) -> jax.Array:
-        return x.at[rows].get(mode="fill", fill_value=0).astype(values.dtype)
-
-    def scatter(x: jax.Array, new: jax.Array) -> jax.Array:
-        return x.at[rows].set(new.astype(x.dtype), mode="drop")
-
-    exp_avg, exp_avg_sq = gather(s.exp_avg), gather(s.exp_avg_sq)
+    rows = coalesced(g)
+    values, exp_avg, exp_avg_sq = rows.values, rows.of(s.exp_avg), rows.of(s.exp_avg_sq)
     exp_avg = exp_avg + rounded((values - exp_avg) * c.weight1)
     exp_avg_sq = exp_avg_sq + rounded((rounded(values * values) - exp_avg_sq) * c.weight2)
     step = rounded(c.neg_step_size * (exp_avg / (jnp.sqrt(exp_avg_sq) + c.eps)))
-    return scatter(p, gather(p) + step), SparseAdamState(scatter(s.exp_avg, exp_avg), scatter(s.exp_avg_sq, exp_avg_sq))
+    slot = SparseAdamState(rows.put(s.exp_avg, exp_avg), rows.put(s.exp_avg_sq, exp_avg_sq))
+    return rows.put(p, rows.of(p) + step), slot
 
 
 def check(o: Mapping[str, Any]) -> None:
@@ -59,21 +52,17 @@ def check(o: Mapping[str, Any]) -> None:
     check_betas(o["betas"])
 
 
-def check_param(p: Any) -> None:
+def check_param(p: Any, o: SimpleNamespace) -> None:
     if is_sparse(p):
         raise ValueError("SparseAdam requires dense parameter tensors")
     if jnp.iscomplexobj(p):
         raise ValueError("SparseAdam does not support complex parameters")
 
 
-def check_grad(g: Any) -> None:
+def check_grad(g: Any, o: SimpleNamespace) -> None:
     if not is_sparse(g):
         raise RuntimeError("SparseAdam does not support dense gradients, please consider Adam instead")
-    if (g.n_batch, g.n_sparse) != (0, 1):
-        raise ValueError(
-            "sparse_adam needs gradients with one sparse dimension, the first, and no batch dimension, not "
-            f"n_sparse={g.n_sparse}, n_batch={g.n_batch}: BCOO((rows, indices), shape=...), indices of shape (nse, 1)"
-        )
+    check_rows(g)
 
 
 SPARSE_ADAM = Rule(
@@ -145,3 +134,4 @@ def sparse_adam(
 
     Source: torch/optim/sparse_adam.py and torch/optim/_functional.py.
     """
+    ...

@@ -179,6 +179,30 @@ def test_the_learning_rate_is_live():
     assert step.traces == 1
 
 
+@SEARCHES
+def test_maximize(line_search_fn: str | None):
+    """torch 2.14's: gradients and losses negated inside, and the loss that is returned is the closure's own."""
+    options = {"line_search_fn": line_search_fn, "max_iter": 4, "lr": 0.5}
+    start = STARTS["float32"]
+    loss, x, state = our_steps(lambda x: 3 - bowl(x), start, 2, maximize=True, **options)
+    expected_loss, expected, expected_state = torch_steps(lambda x: bowl(x) - 3, start, 2, **options)
+    assert counts(state) == counts(expected_state)
+    np.testing.assert_allclose(loss, -expected_loss, 1e-5)
+    np.testing.assert_allclose(x, expected, 1e-4, 1e-5)
+    np.testing.assert_allclose(state.slots.prev_flat_grad, expected_state["prev_flat_grad"], 1e-2, 1e-5)
+    np.testing.assert_allclose(state.slots.prev_loss, expected_state["prev_loss"], 1e-5)
+    end = optim.minimize(optim.lbfgs(maximize=True, **options), lambda x: 3 - bowl(x), jnp.asarray(start))
+    np.testing.assert_allclose(end.params, 0.25, atol=1e-3)
+    np.testing.assert_allclose(end.loss, 3.0, 1e-5)
+
+
+def test_a_step_without_parameters_evaluates_the_closure_once():
+    optimizer = optim.lbfgs(line_search_fn="strong_wolfe")
+    for params in ({}, []):
+        loss, after, state = optimizer.step_closure(lambda params: jnp.float32(3.5), optimizer.init(params), params)
+        assert (float(loss), after, counts(state)) == (3.5, params, (1, 0))
+
+
 def test_a_state_goes_on_where_it_was():
     """A step of four iterations, and one that goes on from a copy on the host."""
     optimizer, x = optim.lbfgs(max_iter=2), jnp.asarray(STARTS["float32"])

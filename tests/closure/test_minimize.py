@@ -115,6 +115,13 @@ def test_a_tree_of_complex_parameters():
             np.testing.assert_allclose(end.params[key], x, atol=2e-3)
 
 
+def test_arguments_in_another_order():
+    with pytest.raises(TypeError, match=r"takes \(optimizer, fun, params\): optimizer is a function"):
+        optim.minimize(bowl, optim.lbfgs(), jnp.ones(2))  # pyright: ignore
+    with pytest.raises(TypeError, match=r"takes \(optimizer, fun, params\): fun is a \w*Array"):
+        optim.minimize(optim.lbfgs(), jnp.ones(2), bowl)  # pyright: ignore
+
+
 def sharded_run():
     """Parameters on two devices end where those on one do, and stay on both."""
     assert len(jax.devices()) == 2

@@ -8,7 +8,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 
@@ -264,9 +263,7 @@ class MLP(nn.Module):
 class NNXMLP(nnx.Module):
     def __init__(self, knobs: Knobs, rngs: nnx.Rngs):
         self.knobs = knobs
-        self.fc1, self.fc2, self.fc3 = (
-            nnx.Linear(a, b, rngs=rngs) for a, b in ((20, 32), (32, 32), (32, 10))
-        )
+        self.fc1, self.fc2, self.fc3 = (nnx.Linear(a, b, rngs=rngs) for a, b in ((20, 32), (32, 32), (32, 10)))
         self.norm = nnx.LayerNorm(32, epsilon=knobs.eps, use_fast_variance=False, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -342,11 +339,23 @@ def port(name: str, trace: compare.Trace, flavour: str, knobs: Knobs | None = No
     mapping = None
     if name == "resnet":
         mapping = layout.infer(trace.model, params, layouts=layouts)
-    own = {n: x for n, x in trace.model.items()}
+    own = dict(trace.model.items())
     if not knobs.tied:
         own["head.weight"] = own["wte.weight"]
+    if (
+        name == "lstm"
+    ):  # its arrays lie as torch's: not as those of flax's cells, which have one bias where torch has two
+        mapping = layout.Mapping(tuple(entry(n, x.shape) for n, x in own.items()))
     found = mapping or layout.infer(own, params)
     return Made(loss_fn, layout.to_flax(found, own, params), optimizer(name, flavour, knobs), mapping)
+
+
+def entry(name: str, shape: tuple[int, ...]) -> layout.Entry:
+    """An array of the LSTM's run."""
+    path = {"embed.weight": "embed/embedding", "out.weight": "out/kernel"}.get(name, name.replace(".", "/"))
+    found = layout.linear(shape, shape[::-1]) if name == "out.weight" else layout.same(shape, shape)
+    assert found is not None
+    return layout.Entry(layout.Source(name, shape), path, found)
 
 
 def corrected(before: Tree, after: Tree, knobs: Knobs) -> Tree:
@@ -376,7 +385,7 @@ def clip(norm: float) -> optax.GradientTransformation:
 
 def optimizer(name: str, flavour: str, knobs: Knobs) -> Any:
     """linen's ports step with this library, nnx's with optax where it has the optimizer."""
-    given = {"norm": {"gpt": 1.0, "lstm": 0.5}.get(name, 0.0), "shift": 0, **knobs.optimizer}
+    given = {"norm": {"gpt": 1.0, "lstm": 0.1}.get(name, 0.0), "shift": 0, **knobs.optimizer}
     norm, shift = given.pop("norm"), given.pop("shift")
     clipping = [clip(norm)] if norm else []
     if name == "gpt":
@@ -392,8 +401,7 @@ def optimizer(name: str, flavour: str, knobs: Knobs) -> Any:
             )
         rest = optim.ParamGroup(lambda path, p: p.ndim < ndim, weight_decay=0.0)
         adamw = optim.adamw(**options, param_groups=[rest] if ndim > 1 else [])
-        factor = lambda step: float(schedule(step, shift))  # noqa: E731
-        return compare.Scheduled(optax.chain(*clipping, adamw), optim.lr_scheduler.lambda_lr(exact(factor, shift)))
+        return compare.Scheduled(optax.chain(*clipping, adamw), optim.lr_scheduler.lambda_lr(factor(shift)))
     if name == "resnet":
         options = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True, "milestones": [8, 120], **given}
         milestones = [m + shift for m in options.pop("milestones")]
@@ -426,9 +434,8 @@ def optimizer(name: str, flavour: str, knobs: Knobs) -> Any:
     )
 
 
-def exact(factor: Callable[[int], float], shift: int) -> Callable[[int], float]:
+def factor(shift: int) -> Callable[[int], float]:
     """torch's own rates, in float64."""
-    del factor
 
     def rate(step: int) -> float:
         step += shift
@@ -437,7 +444,3 @@ def exact(factor: Callable[[int], float], shift: int) -> Callable[[int], float]:
         return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - WARM_UP) / (STEPS - WARM_UP)))
 
     return rate
-
-
-def as_numpy(batch: dict[str, Any]) -> dict[str, np.ndarray]:
-    return {name: np.asarray(x) for name, x in batch.items()}

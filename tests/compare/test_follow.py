@@ -21,7 +21,14 @@ from benchmarks import planted_faults  # noqa: E402
 from tests.compare import ports, torch_side  # noqa: E402
 
 STEPS = 3
-SAMPLE = ("tanh GELU, nnx", "transposed square weight", "missing bias", "clip norm", "AMSGrad", "embedding's gradient cut")
+SAMPLE = (
+    "tanh GELU, nnx",
+    "transposed square weight",
+    "missing bias",
+    "clip norm",
+    "AMSGrad",
+    "embedding's gradient cut",
+)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +103,7 @@ def followed(path: Path, optimizer: Any, dropped: float = 0.0, **more: Any) -> c
     shapes = jax.eval_shape(lambda: Net(dropped).init(jax.random.key(0), jnp.zeros((1, 5))))["params"]
 
     def loss_fn(params: Any, batch: dict[str, Any]) -> jax.Array:
-        logits = Net(dropped).apply({"params": params}, batch["x"])
+        logits: Any = Net(dropped).apply({"params": params}, batch["x"])
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean()
 
     trace = compare.read(path)
@@ -152,7 +159,8 @@ def test_a_loss_that_parts_after_the_full_step_is_found(tmp_path: Path) -> None:
     second = compare.read(tmp_path / "run").steps[1].batches()[0]["x"]
 
     def loss_fn(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-        losses = optax.softmax_cross_entropy_with_integer_labels(Net().apply({"params": params}, x), y)
+        logits: Any = Net().apply({"params": params}, x)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
         return losses.mean() * jnp.where((x == second).all(), 1.05, 1.0)
 
     shapes = jax.eval_shape(lambda: Net().init(jax.random.key(0), jnp.zeros((1, 5))))["params"]
@@ -174,6 +182,58 @@ def test_a_scheduler_goes_with_its_optimizer(tmp_path: Path) -> None:
     wrong = followed(tmp_path / "run", compare.Scheduled(optim.sgd(lr=0.1), optim.lr_scheduler.exponential_lr(0.5), 2))
     assert wrong.blamed is not None
     assert (wrong.blamed.stage, wrong.blamed.step) == ("schedule", 2)
+
+
+class Tied(torch.nn.Module):
+    """Two sums, and the larger of them. Where the last input is 0 they are equal, but for rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = torch.nn.Linear(41, 6, bias=False), torch.nn.Linear(41, 6, bias=False)
+        self.b.weight.data[:, :40] = self.a.weight.data[:, :40].flip(1)
+        self.b.weight.data[:, 40] = 5.0
+
+    def forward(self, x: Any) -> Any:
+        return torch.maximum(self.a(x), self.b(torch.cat([x[:, :40].flip(1), x[:, 40:]], 1)))
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.5])
+def test_a_tie_that_rounding_decides_is_no_fault(tmp_path: Path, factor: float) -> None:
+    """Some maxima go to the other weight here than in torch, with the same loss; a wrong factor is a fault still."""
+    torch.manual_seed(0)
+    model = Tied()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with torch_side.record(model, optimizer, tmp_path / "run", layers=False) as r:
+        x = torch.randn(256, 41)
+        x[:, 40] = 1.0
+        x[:4, 40] = 0.0
+        x[128:, 40] = -1.0
+        r.batch(x=x)
+        loss = (model(x) ** 2).mean()
+        r.loss(loss)
+        loss.backward()
+        optimizer.step()
+
+    @jax.custom_vjp
+    def scaled(x: jax.Array) -> jax.Array:
+        return x
+
+    scaled.defvjp(lambda x: (x, None), lambda _, g: (factor * g,))
+
+    def loss_fn(params: Any, x: jax.Array) -> jax.Array:
+        flipped = jnp.concatenate([x[:, :40][:, ::-1], x[:, 40:]], 1)
+        a, b = x[:, ::-1] @ params["a"]["kernel"][::-1], flipped[:, ::-1] @ params["b"]["kernel"][::-1]
+        return (scaled(jnp.where(a >= b, a, b)) ** 2).mean()
+
+    shapes = {name: {"kernel": jax.ShapeDtypeStruct((41, 6), jnp.float32)} for name in "ab"}
+    found = compare.follow(tmp_path / "run", loss_fn, shapes, optim.sgd(lr=0.0))
+    tied = max(row.apart for row in found.full[0].rows if row.quantity == "grad")
+    assert tied > 1e-3  # a thousand times what float32 makes of it without a tie
+    if factor == 1:
+        assert found.ok, found.verdict
+    else:
+        assert found.blamed is not None
+        assert found.blamed.stage == "gradient"
 
 
 def test_the_bound_is_so_many_times_the_yardstick(tmp_path: Path) -> None:

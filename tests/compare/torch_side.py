@@ -1,12 +1,10 @@
 """Small training runs in PyTorch, recorded: a GPT, a ResNet, an LSTM, and Muon with AdamW."""
 
-import importlib.util
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -187,7 +185,7 @@ def made(name: str, model: nn.Module) -> tuple[list[Any], list[Any], int, float]
         return [optimizer], [torch.optim.lr_scheduler.MultiStepLR(optimizer, [8, 120], gamma=0.5)], 1, 0.0
     if name == "lstm":
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, weight_decay=1e-4)
-        return [optimizer], [], 1, 0.5
+        return [optimizer], [], 1, 0.1
     matrices = [p for p in model.parameters() if p.ndim == 2]
     rest = [p for p in model.parameters() if p.ndim != 2]
     muon = torch.optim.Muon(matrices, lr=2e-2, adjust_lr_fn="match_rms_adamw")

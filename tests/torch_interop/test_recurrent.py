@@ -60,7 +60,8 @@ def test_linen(kind: str) -> None:
     torch.manual_seed(0)
     theirs = getattr(torch.nn, kind)(IN, HIDDEN, layers, batch_first=True)
     mapping, params = filled(theirs, Network().init(jax.random.key(0), X))
-    np.testing.assert_allclose(Network().apply(params, X), output(theirs), atol=1e-6)
+    actual: Any = Network().apply(params, X)
+    np.testing.assert_allclose(actual, output(theirs), atol=1e-6)
     goes_back(theirs, mapping, params)
 
 
@@ -74,7 +75,8 @@ def test_both_directions_are_asked_about() -> None:
         filled(theirs, empty)
     forward, backward = (f"{name}/cell" for name in ("forward_rnn", "backward_rnn"))
     mapping, params = filled(theirs, empty, pairs={"l0": forward, "l0_reverse": backward})
-    np.testing.assert_allclose(network.apply(params, X), output(theirs), atol=1e-6)
+    actual: Any = network.apply(params, X)
+    np.testing.assert_allclose(actual, output(theirs), atol=1e-6)
     goes_back(theirs, mapping, params)
 
 
@@ -86,7 +88,7 @@ def test_nnx(kind: str, cell: Any) -> None:
     theirs = getattr(torch.nn, kind)(IN, HIDDEN, batch_first=True)
     graph, state = nnx.split(nnx.RNN(cell(IN, HIDDEN, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0)))
     mapping, params = filled(theirs, state)
-    np.testing.assert_allclose(nnx.merge(graph, params)(X), output(theirs), atol=1e-6)
+    np.testing.assert_allclose(nnx.merge(graph, params)(jnp.asarray(X)), output(theirs), atol=1e-6)
     goes_back(theirs, mapping, params)
 
 

@@ -225,9 +225,10 @@ def test_lbfgs_vectors_move_with_the_layout() -> None:
     group |= {"history_size": 2, "line_search_fn": None, "params": [0, 1]}
     state_dict = {"state": {0: one}, "param_groups": [group]}
     optimizer, state = load_optimizer(optim.lbfgs, state_dict, DENSE, mapping)
-    np.testing.assert_array_equal(state.slots.d, [6, 7, 8, 0, 2, 4, 1, 3, 5])  # bias first, the kernel transposed
+    np.testing.assert_array_equal(state.slots.d["Dense_0"]["bias"], [6, 7, 8])
+    np.testing.assert_array_equal(state.slots.d["Dense_0"]["kernel"], [[0, 2, 4], [1, 3, 5]])
     exported = optimizer_state_dict(optimizer, state, DENSE, mapping)
-    assert {k: v for k, v in exported["param_groups"][0].items() if k != "param_names"} == group
+    assert {k: v for k, v in exported["param_groups"][0].items() if k != "param_names"} == {**group, "maximize": False}
     for key, value in one.items():
         if key != "al":
             np.testing.assert_array_equal(exported["state"][0][key], value)
@@ -254,7 +255,7 @@ def test_lbfgs_has_complex_numbers_as_pairs() -> None:
     group |= {"history_size": 2, "line_search_fn": "strong_wolfe", "params": [0]}
     state_dict = {"state": {0: {**one, "prev_flat_grad": vector, "prev_loss": 1.0}}, "param_groups": [group]}
     optimizer, state = load_optimizer(optim.lbfgs, state_dict, params, mapping)
-    np.testing.assert_array_equal(state.slots.d, vector)
+    np.testing.assert_array_equal(state.slots.d["kernel"], [[1 + 2j], [3 + 4j]])
     exported = optimizer_state_dict(optimizer, state, params, mapping)["state"][0]
     np.testing.assert_array_equal(exported["d"], vector)
     assert (exported["old_dirs"], exported["prev_loss"]) == ([], 1.0)
@@ -281,3 +282,37 @@ def test_the_state_is_a_copy_that_steps_may_donate() -> None:
     moment[:] = 7
     exported[:] = 8
     np.testing.assert_array_equal(state.slots.exp_avg["a"], 1)
+
+
+def muon_dict(*groups: list[int]) -> dict[str, Any]:
+    options = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.95, "nesterov": True, "eps": 1e-7, "ns_steps": 5}
+    options |= {"ns_coefficients": (3.4445, -4.775, 2.0315), "adjust_lr_fn": None}
+    shapes = {0: (8, 2), 1: (3, 8)}
+    states = {i: {"momentum_buffer": np.ones(shapes[i], np.float32)} for ids in groups for i in ids}
+    return {"state": states, "param_groups": [{**options, "params": ids} for ids in groups]}
+
+
+def test_muon_knows_which_axes_are_torchs_rows() -> None:
+    torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
+    params = {"fc": {"kernel": jnp.zeros((2, 8))}, "own": jnp.zeros((3, 8))}
+    mapping = layout.infer({"fc.weight": (8, 2), "own": (3, 8)}, params)
+    with pytest.raises(ValueError, match=r"lie in several ways in flax, as fc.weight and own do"):
+        load_optimizer(optim.muon, muon_dict([0, 1]), params, mapping)
+    state_dict = muon_dict([0], [1])
+    optimizer, state = load_optimizer(optim.muon, state_dict, params, mapping)
+    weights = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((8, 2), (3, 8))]
+    theirs = torch.optim.Muon([{"params": [weight]} for weight in weights])
+    exported = optimizer_state_dict(optimizer, state, params, mapping)
+    for group in exported["param_groups"]:
+        group.pop("param_names")
+    assert exported["param_groups"] == state_dict["param_groups"]
+    as_tensors = [{"momentum_buffer": torch.from_numpy(one["momentum_buffer"])} for one in exported["state"].values()]
+    theirs.load_state_dict({**exported, "state": dict(enumerate(as_tensors))})
+    rng = np.random.default_rng(0)
+    for weight in weights:
+        weight.grad = torch.from_numpy(rng.standard_normal(weight.shape, np.float32))
+    grads = {"fc": {"kernel": jnp.asarray(weights[0].grad.numpy().T)}, "own": jnp.asarray(weights[1].grad.numpy())}
+    theirs.step()
+    params, _ = optimizer.step(grads, state, params)
+    np.testing.assert_allclose(params["fc"]["kernel"], weights[0].detach().numpy().T, atol=1e-3)
+    np.testing.assert_allclose(params["own"], weights[1].detach().numpy(), atol=1e-3)

@@ -88,14 +88,15 @@ def _unflattened(entries: list[Entry], layouts: Mapping[str, Kind], names: list[
     layers = [entry for entry in entries if "convolution" in entry.layout.name or "linear" in entry.layout.name]
     everything = {entry.layout.flax[-1] for entry in layers if "convolution" in entry.layout.name}
     in_order = in_order_of_modules(names)
-    wrong, channels, width, before = [], None, None, None
+    wrong: list[str] = []
+    channels, width, before = 0, None, None  # of the last convolution; of what takes it flattened; the layer before
     for entry in layers:
         name, layout = entry.source.name, entry.layout
         if "convolution" in layout.name:
             channels, width, before = layout.flax[-1], None, None
             continue
         inputs = layout.torch[1]
-        after_one = in_order and channels is not None
+        after_one = in_order and channels > 0
         if after_one:
             if width is None:
                 width = inputs if _flattens(inputs, channels) else 0

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from jaxopt_port.flat import Flat
 from jaxopt_port.hyper import find_state, get_hyper, set_hyper
 from jaxopt_port.optimizer import Optimizer, OptState
 from jaxopt_port.param_groups import ParamGroup, leaf_paths
@@ -18,7 +19,9 @@ from jaxopt_port.torch_interop.states.state_dict_forms import as_torchs
 from jaxopt_port.torch_interop.states.torch_groups import (
     HINTS,
     algorithm,
+    exported_options,
     keys_of_users,
+    matrix_options,
     options_of,
     rule_name,
 )
@@ -44,7 +47,7 @@ def load_optimizer(
     that it holds: torch then computes with rates in its dtype, float32, and is off from its own floats by an ulp.
 
     Unlike torch, shapes are checked, and float32 scalars (NAdam's, ASGD's) stay float32 beside float64 parameters.
-    Muon's default step depends on which axis of a matrix is the first: see `muon` for kernels that are transposed.
+    Muon, whose step depends on which axes are a matrix's rows, gets them from the mapping.
 
     Args:
       factory: `optim.adamw` and so on, the optimizer that wrote it. The state dict does not say which. One of another
@@ -92,6 +95,8 @@ def load_optimizer(
     if name == "lbfgs":
         optimizer = factory(**options[0])
         return optimizer, lbfgs_state.load(optimizer.init(params), state_dict, members[0], params)
+    for own, matrices in zip(options, matrix_options(factory, members), strict=True):
+        own |= matrices
     states = [[state_dict["state"].get(i) or {} for i in group["params"]] for group in state_dict["param_groups"]]
     buffered = [any(one.get("momentum_buffer") is not None for one in inside) for inside in states]
     off = [i for i, has in enumerate(buffered) if has and not options[i]["momentum"]]  # on before: there are buffers
@@ -156,6 +161,8 @@ def optimizer_state_dict(
     """
     lifted, name = algorithm(optimizer), rule_name(optimizer)
     opt_state, order = find_state(state), parameters(params, mapping, param_names)
+    if isinstance(lifted, Flat):
+        opt_state = lifted.unflatten(opt_state, params)
     known, frozen = order.parameters, lifted.frozen_leaves(params)
     unnamed = [one.name for one in order.left_out if not all(frozen[leaf] for leaf in one.leaves)]
     if unnamed:
@@ -176,7 +183,7 @@ def optimizer_state_dict(
         start = sum(len(each["params"]) for each in param_groups)
         ids = list(range(start, start + len(inside)))
         scheduled = {} if sched is None else {k: float(v) for k, v in sched["param_groups"][group].items()}
-        options = {**lifted.options[group], **live[group], **HINTS.get(name, {}), **scheduled}
+        options = {**exported_options(optimizer, group), **live[group], **HINTS.get(name, {}), **scheduled}
         names = [parameter.name for parameter in inside]
         param_groups.append({**options, "params": ids, "param_names": names})
         found = {i: state_of(parameter) for i, parameter in zip(ids, inside, strict=True)}

@@ -30,8 +30,8 @@ def as_torchs(state_dict: Any) -> dict[str, Any]:
         (state_dict,) = state_dict
     if isinstance(state_dict, Mapping) and _is_flattened(state_dict):
         state_dict = _unflattened(state_dict)
-    if not _is_one(state_dict):
-        _refuse(state_dict)
+    if not isinstance(state_dict, Mapping) or not _is_one(state_dict):
+        raise ValueError(_what_it_is(state_dict))
     found, groups = state_dict["state"], state_dict["param_groups"]
     for one in (*groups, *(state for state in found.values() if isinstance(state, Mapping))):
         whose = [whose for keys, whose in OTHERS.items() if keys <= one.keys()]
@@ -83,15 +83,9 @@ def _unflattened(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return {"state": states, "param_groups": groups}
 
 
-def _refuse(x: Any) -> None:
-    """Say what it is, and where in it an optimizer's state dicts are.
-
-    Raises:
-      ValueError: always.
-    """
-    what = (
-        f"a dict of {list(x)}" if isinstance(x, Mapping) else f"a list of {len(x)}" if isinstance(x, list) else repr(x)
-    )
+def _what_it_is(x: Any) -> str:
+    """What is no optimizer's state dict, and where in it there are some."""
+    what = f"a dict of {list(x)}" if isinstance(x, Mapping) else repr(x)
     inside = [f"state_dict{path}" for path in _paths_inside(x)]
     if any(key in DEEPSPEED for key in _keys(x)):
         remedy = (
@@ -102,9 +96,7 @@ def _refuse(x: Any) -> None:
         remedy = f"pass {' or '.join(inside)}"
     else:
         remedy = "pass optimizer.state_dict(), such as checkpoint['optimizer']"
-    raise ValueError(
-        f"the state dict is not an optimizer's, which has state and param_groups: {remedy}. This is {what[:400]}"
-    )
+    return f"the state dict is not an optimizer's, which has state and param_groups: {remedy}. This is {what[:400]}"
 
 
 def _keys(x: Any) -> Iterator[str]:

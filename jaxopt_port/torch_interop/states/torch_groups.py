@@ -1,12 +1,15 @@
 """The options of torch's parameter groups: of which optimizer they are, and as our factories take them."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from optax.contrib import MuonDimensionNumbers
 
 from jaxopt_port import optimizers
 from jaxopt_port.optimizer import Optimizer, algorithm_of
 from jaxopt_port.torch_interop.files.as_array import as_array
+from jaxopt_port.torch_interop.states.parameter_order import Parameter
 
 # What torch's optimizers have in a group beside the mathematics, by the name of our rule.
 FOREACH = {"foreach": None, "capturable": False, "differentiable": False}
@@ -18,6 +21,8 @@ HINTS: Mapping[str, Mapping[str, Any]] = {
     "adamw": {**FOREACH, "fused": None},
     "sgd": {"foreach": None, "differentiable": False, "fused": None},
 }
+MATRICES = "weight_dimension_numbers"  # Muon's argument for what are rows and columns
+OURS = ("param_groups", MATRICES)  # what a factory takes and torch has not
 # What torch's schedulers add to the groups.
 SCHEDULED = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
 # What an old state dict may lack: torch's __setstate__ adds it, with the value that is our default. A group with
@@ -90,6 +95,37 @@ def options_of(factory: Callable[..., Optimizer], group: Mapping[str, Any], numb
     return options if rule_name(factory()) != "rmsprop" else {"momentum": 0.0, **options}
 
 
+def exported_options(optimizer: Optimizer, group: int) -> dict[str, Any]:
+    """The options of a group that torch has too."""
+    return {name: value for name, value in algorithm(optimizer).options[group].items() if name not in OURS}
+
+
+def matrix_options(factory: Callable[..., Optimizer], groups: Sequence[Sequence[Parameter]]) -> list[dict[str, Any]]:
+    """What tells Muon in each group which axes of ours are torch's rows and columns, on which its step depends.
+
+    Raises:
+      ValueError: a matrix of torch's that is several arrays, or a group whose matrices lie in several ways.
+    """
+    if MATRICES not in inspect.signature(factory).parameters:
+        return [{} for _ in groups]
+    return [{MATRICES: _dimension_numbers(inside)} for inside in groups]
+
+
+def _dimension_numbers(inside: Sequence[Parameter]) -> MuonDimensionNumbers | None:
+    apart = [parameter.name for parameter in inside if len(parameter.entries) > 1]
+    if apart:
+        raise ValueError(f"Muon makes {apart[0]!r} orthogonal as one matrix, and it is several arrays here")
+    lie = {parameter.entries[0].layout.torch_axes: parameter.name for parameter in inside}
+    if len(lie) > 1:
+        raise ValueError(
+            f"parameters of one group lie in several ways in flax, as {' and '.join(lie.values())} do, and Muon has "
+            "one way for a group: give each a group of its own in torch"
+        )
+    axes = next(iter(lie), (0, 1))
+    rows, columns = (tuple(i for i, axis in enumerate(axes) if axis == which) for which in (0, 1))
+    return None if axes == (0, 1) else MuonDimensionNumbers(reduction_axis=columns, output_axis=rows)
+
+
 def keys_of_users(factory: Callable[..., Optimizer], state_dict: Mapping[str, Any]) -> list[str]:
     """What the groups have that neither the optimizer nor torch's schedulers put there, as timm's `lr_scale`."""
     hints = {hint for hints in HINTS.values() for hint in hints}
@@ -120,7 +156,7 @@ def _apart(factory: Callable[..., Optimizer], group: Mapping[str, Any]) -> tuple
 
 
 def _arguments(factory: Callable[..., Optimizer]) -> list[str]:
-    return [name for name in inspect.signature(factory).parameters if name != "param_groups"]
+    return [name for name in inspect.signature(factory).parameters if name not in OURS]
 
 
 FACTORIES = [factory for name, factory in optimizers.items() if name != "nonlinear_cg"]

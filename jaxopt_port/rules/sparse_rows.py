@@ -1,0 +1,48 @@
+"""Row-sparse gradients: a `jax.experimental.sparse.BCOO` with one sparse dimension, the first."""
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_port.rule import is_sparse
+from jaxopt_port.sharding import is_explicit
+
+if TYPE_CHECKING:
+    from jax.experimental.sparse import BCOO
+
+
+def check_rows(g: Any) -> None:
+    """Raise for a sparse gradient that is not one of rows."""
+    if is_sparse(g) and (g.n_batch, g.n_sparse) != (0, 1):
+        raise ValueError(
+            "sparse gradients need one sparse dimension, the first, and no batch dimension, not "
+            f"n_sparse={g.n_sparse}, n_batch={g.n_batch}: BCOO((rows, indices), shape=...), indices of shape (nse, 1)"
+        )
+    if is_sparse(g) and jnp.iscomplexobj(g.data):
+        raise ValueError("sparse gradients of complex parameters are not supported: use g.todense()")
+
+
+def coalesced(g: "BCOO") -> "Rows":
+    """The rows of a gradient, those that appear twice summed: torch's `coalesce`."""
+    if is_explicit(g.data):
+        raise ValueError(
+            "row-sparse gradients do not work on a mesh with explicit axes: make it with "
+            "axis_types=(jax.sharding.AxisType.Auto,)"
+        )
+    return Rows(g.sum_duplicates(nse=g.nse, remove_zeros=False))
+
+
+class Rows:
+    """Rows of a gradient. A row of zeros is one; what is left over has an index past the end, and has no effect."""
+
+    def __init__(self, g: "BCOO"):
+        self.indices, self.values = g.indices[:, 0], g.data
+
+    def of(self, x: jax.Array) -> jax.Array:
+        """These rows of an array, in the gradient's dtype."""
+        return x.at[self.indices].get(mode="fill", fill_value=0).astype(self.values.dtype)
+
+    def put(self, x: jax.Array, new: jax.Array) -> jax.Array:
+        """The array with these rows replaced."""
+        return x.at[self.indices].set(new.astype(x.dtype), mode="drop")
