@@ -20,7 +20,7 @@ class Docstrings(griffe.Extension):
 
 def translated(docstring: str) -> str:
     docstring = BLOCK.sub(_block, docstring)
-    docstring = INLINE.sub(lambda found: convert(found[1]), docstring)
+    docstring = INLINE.sub(lambda found: f"<span>{convert(found[1])}</span>", docstring)
     return SECTION.sub("Examples:", docstring)
 
 
