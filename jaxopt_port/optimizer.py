@@ -1,7 +1,7 @@
 """Optimizer, OptState and the lift: the one place that knows trees, groups, None, maximize, complex numbers and jit.
 
 A `Rule` (rule.py) is one optimizer's arithmetic on one array; `lift` makes an `Optimizer` of it. The form was chosen by
-experiment (`python -m benchmarks.lift`, 2 cores, AdamW, float32, donated):
+experiment (`python -m benchmarks`, 2 cores, AdamW, float32, donated):
 
 (a) A rule split into `init` / `scalars` / `update` carries NAdam's float32 `mu_product`, ASGD's `eta` and `mu` and
     SGD's late first buffer: each is an entry of the scalar state that `scalars` returns. Rprop's step size is a slot
