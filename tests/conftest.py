@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-collect_ignore = ["oracle.py", "train/torch_side.py"]  # they need torch, and have no doctests
+collect_ignore = ["oracle.py", "train/torch_side.py", "compare/torch_side.py"]  # they need torch, and have no doctests
 report = pytest.StashKey[list[str]]()
 
 

@@ -78,6 +78,8 @@ def test_bad_options_are_refused_as_torch_refuses_them(name, option, value):
     if name == "sgd" and value is NAN:
         assert expected is None  # torch's SGD takes NaN, where the others do not; ours does not either
         expected = (ValueError, "Invalid " + {"lr": "learning rate: nan"}.get(option, f"{option} value: nan"))
+    if name == "asgd" and option in ("lambd", "alpha"):
+        expected = (ValueError, f"Invalid {option} value: {value}")  # since torch 2.15; not yet in the tests' torch
     assert outcome(lambda: optim.optimizers[name](**{option: value})) == expected
 
 

@@ -149,7 +149,7 @@ class _Following:
         self.paired = layers_.pairs(port.mapping, layers)
         self.batches = batches
         eps, kind = noise.eps(self.trace)
-        self.coarse = eps / noise.EPS["float32"] if eps > noise.EPS["float32"] else 1.0
+        self.coarse = max(1.0, eps / noise.EPS["float32"] / 4)  # float32's sums are longer than one rounding
         self.random = _random(self.trace)
         self.findings: list[Finding] = []
         self.full: list[Forced] = []

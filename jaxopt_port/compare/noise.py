@@ -1,7 +1,7 @@
 """How much is off? The yardsticks: torch from itself where it was recorded, otherwise the port from itself.
 
 Every bound is `floor + TIMES x yardstick`. The floors, relative L2 of a tensor, are those of float32 on one machine;
-for a coarser arithmetic (bfloat16 or float16 layers, TF32 on a GPU) they grow with its eps:
+for a coarser arithmetic (bfloat16 or float16 layers, TF32 on a GPU) they grow as a quarter of its eps:
 
 | what | floor |
 |---|---|

@@ -104,13 +104,12 @@ class Port:
         optimizer = self.optimizer
         self.untied: dict[str, str] = {}
         self.mapping = mapping or self._infer()
-        self.trainable, self.rest = split(params)
         names = [str(entry.source.name) for entry in self.mapping.entries]
         self.names: list[str] = [n for n in dict.fromkeys(names) if not n.endswith(layout.STATISTICS)]
         self.statistics = [n for n in dict.fromkeys(names) if n.endswith(layout.STATISTICS)]
         self.step = step_of(optimizer)
         self.closures = any(each["kind"] == "LBFGS" for each in trace.optimizers)
-        state = optimizer.init(jax.tree.map(jnp.asarray, self.trainable)) if _has_values(self.trainable) else None
+        state = optimizer.init(split(self.to_ours(trace.model, params))[0])
         self.sums = _finds(state, EveryKState)
         self.ours = _finds(state, OptState)  # which round as torch's do
         self.means = _finds(state, optax.MultiStepsState)
@@ -200,7 +199,8 @@ class Port:
     def _filled(self, state: Any, states: dict[str, Arrays], number: int, step: Step, trainable: Tree) -> Any:
         """The state of one optimizer with the moments of torch's of that number."""
         one = self.trace.optimizers[number]
-        factory = optimizers[{"SparseAdam": "sparse_adam"}.get(one["kind"], one["kind"].lower())]
+        kind = str(one["kind"])
+        factory = optimizers["sparse_adam" if kind == "SparseAdam" else kind.lower()]
         names = [name for group in one["groups"] for name in group["names"]]
         ids: dict[Any, int] = {name: i for i, name in enumerate(names)}
         groups = [
@@ -311,10 +311,6 @@ def _replaced(rest: Tree, changed: Tree) -> Tree:
     new = dict(zip(leaf_paths(changed), jax.tree.leaves(changed), strict=True))
     old, treedef = jax.tree.flatten(rest)
     return treedef.unflatten([new.get(path, leaf) for path, leaf in zip(leaf_paths(rest), old, strict=True)])
-
-
-def _has_values(tree: Tree) -> bool:
-    return not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
 
 
 def _finds(state: Any, kind: type) -> bool:

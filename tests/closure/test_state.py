@@ -82,6 +82,15 @@ def test_the_direction_is_like_the_parameters_and_the_abstract_state_like_the_st
     assert {(x.shape, x.dtype.name) for x in jax.tree.leaves(stepped.slots.d)} == {((6,), expected), ((2, 3), expected)}
 
 
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_a_rate_that_a_step_would_not_use(factory: Callable[..., optim.Optimizer]):
+    def step(lr: Any) -> Any:
+        return factory(lr=lr).step_closure(bowl, factory(lr=1.0).init(PARAMS), PARAMS)
+
+    with pytest.raises(TypeError, match="lr was given as an array to an optimizer that has not made this state"):
+        jax.jit(step)(0.5)
+
+
 def test_the_direction_is_minus_the_gradient_at_first():
     grads = jax.grad(bowl)(PARAMS)
     for factory in FACTORIES:
