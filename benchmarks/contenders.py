@@ -30,7 +30,7 @@ OPTAX: dict[str, Callable[[], optax.GradientTransformation]] = {
     "sgd": lambda: optax.sgd(1e-3, momentum=0.9),
 }
 FUSED = ("adagrad", "adam", "adamw", "sgd")
-WITHOUT_FOREACH = ("lbfgs", "sparse_adam")
+WITHOUT_FOREACH = ("lbfgs", "muon", "sparse_adam")
 SPARSE_ROWS = 100  # a gradient of sparse_adam has one row in so many
 
 
@@ -93,7 +93,7 @@ class TorchStep:
             tensor.grad = torch.from_numpy(grad).to(device)
             if name == "sparse_adam":
                 rows = torch.from_numpy(sparse_rows(tensor.shape)).to(device)
-                tensor.grad = torch.sparse_coo_tensor(rows[None], tensor.grad[rows], tensor.shape).coalesce()
+                tensor.grad = torch.sparse_coo_tensor(rows[None], tensor.grad[rows], tensor.shape, check_invariants=False)
         flags = {} if name in WITHOUT_FOREACH else {"foreach": form in ("foreach", "compiled")}
         flags |= {"fused": True, "foreach": False} if form in ("fused", "CUDA graph") else {}
         flags |= {"capturable": True} if form == "CUDA graph" else {}
