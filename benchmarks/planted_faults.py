@@ -233,7 +233,7 @@ FAULTS = (
     Fault("rate", "lstm", ("update",), FIRST, knobs=sgd(lr=1.1e-2)),
     Fault("rate of Muon", "muon", ("update",), FIRST, knobs=sgd(lr=3e-2)),
     Fault("decoupled weight decay", "lstm", ("update",), FIRST, knobs=sgd(kind="adamw", weight_decay=1e-4)),
-    Fault("AMSGrad", "lstm", ("update",), FIRST, 2, knobs=sgd(amsgrad=True)),
+    Fault("AMSGrad", "lstm", ("update",), (), 2, knobs=sgd(amsgrad=True)),
     Fault("Adam eps", "lstm", ("update",), FIRST, knobs=sgd(eps=1e-5)),
     Fault("no Nesterov", "resnet", ("update",), FIRST, knobs=sgd(nesterov=False)),
     Fault("momentum", "resnet", ("update",), FIRST, 1, knobs=sgd(momentum=0.8)),

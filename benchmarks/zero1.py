@@ -36,7 +36,7 @@ def collectives(hlo: str, devices: int) -> dict[str, tuple[int, int]]:
             )
             whole = size * devices if kind == "reduce-scatter" else size
             number[kind] += 1
-            sent[kind] += whole * (devices - 1) // devices * (2 if kind == "all-reduce" else 1)
+            sent[kind] += whole * (devices - 1) * (2 if kind == "all-reduce" else 1) // devices
     return {kind: (number[kind], sent[kind]) for kind in KINDS}
 
 
@@ -64,7 +64,7 @@ def programs(mesh: Any, devices: int) -> dict[str, Any]:
     import jaxopt_port as optim
     from examples.zero1 import AXIS, STATE, zero1
 
-    def like(tree: Any, spec: Any = P()) -> Any:
+    def like(tree: Any, spec: Any) -> Any:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec)), tree)
 
     def divided(tree: Any) -> Any:
@@ -73,7 +73,7 @@ def programs(mesh: Any, devices: int) -> dict[str, Any]:
             lambda x: NamedSharding(mesh, P(AXIS) if x.ndim and x.shape[0] % devices == 0 else P()), tree
         )
 
-    params = like(jax.eval_shape(lambda: [(jnp.ones((WIDTH, WIDTH)), jnp.ones(WIDTH))] * LAYERS))
+    params = like(jax.eval_shape(lambda: [(jnp.ones((WIDTH, WIDTH)), jnp.ones(WIDTH))] * LAYERS), P())
     batch = like(jax.ShapeDtypeStruct((ROWS * devices, WIDTH), jnp.float32), P(AXIS))
     ours, theirs = optim.adamw(), optax.adamw(1e-3)
 
@@ -93,8 +93,7 @@ def programs(mesh: Any, devices: int) -> dict[str, Any]:
     sharded_state = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), optax_state, shardings
     )
-    _, step = zero1(loss_fn, ours, mesh)
-    init, _ = zero1(loss_fn, ours, mesh)
+    init, step = zero1(loss_fn, ours, mesh)
     zero1_state = jax.eval_shape(init, params)
     zero1_state = optim.OptState(*(like(part, spec) for part, spec in zip(zero1_state, STATE, strict=True)))
     flat_init, flat_step = zero1(loss_fn, optim.flat(ours), mesh)
@@ -102,7 +101,7 @@ def programs(mesh: Any, devices: int) -> dict[str, Any]:
         *(like(part, spec) for part, spec in zip(jax.eval_shape(flat_init, params), STATE, strict=True))
     )
     made: dict[str, Callable[[], Any]] = {
-        "replicated": lambda: jax.jit(plain).trace(params, like(own_state), batch),
+        "replicated": lambda: jax.jit(plain).trace(params, like(own_state, P()), batch),
         "optax, out_shardings": lambda: jitted.trace(params, sharded_state, batch),
         "ZeRO-1": lambda: step.trace(params, zero1_state, batch),
         "ZeRO-1, flat": lambda: flat_step.trace(params, flat_state, batch),

@@ -1,8 +1,8 @@
 """ZeRO-1 on 8 devices (virtual ones on a CPU): each keeps and steps its share of the optimizer's state.
 
 Gradients are summed by a reduce-scatter, every device steps its share of each parameter, and an all-gather gives all
-devices the new parameters: as many bytes as the all-reduce of a replicated optimizer, and an eighth of its state and of
-its work. Any optimizer whose rule is elementwise, `optim.flat` too; groups by their paths. A norm over all gradients, to
+devices the new parameters: as many bytes as the all-reduce of a replicated optimizer, and an eighth of its state and
+work. For any optimizer whose rule is elementwise, `optim.flat` too; groups go by paths. A norm over all gradients, to
 clip by, is a sum over shares: `jnp.sqrt(jax.lax.psum(sum(jnp.vdot(g, g) for g in jax.tree.leaves(own_grads)), AXIS))`.
 """
 
@@ -35,7 +35,7 @@ def whole(shares: Any, like: Any) -> Any:
 
 
 def zero1(loss_fn: Callable[..., Any], optimizer: optim.Optimizer, mesh: Any) -> tuple[Any, Any]:
-    """`init(params) -> state` and `step(params, state, batch) -> (params, state, loss)`, the loss a mean over the batch."""
+    """`init(params) -> state` and `step(params, state, batch) -> (params, state, loss)`, for a mean over a batch."""
     devices = mesh.shape[AXIS]
 
     def own(params: Any) -> Any:
@@ -73,6 +73,6 @@ if __name__ == "__main__":
     batch = jax.random.normal(keys[2], (64, 5)), jax.random.normal(keys[3], (64, 1))
     init, step = zero1(loss_fn, optim.adamw(lr=1e-2), mesh)
     params, state = jax.device_put(params, jax.NamedSharding(mesh, P())), init(params)
-    for i in range(20):
+    for _ in range(20):
         params, state, loss = step(params, state, batch)
     print(f"loss {loss:.4f}; a device has {state.slots.exp_avg['in']['kernel'].addressable_shards[0].data.size} of 165")

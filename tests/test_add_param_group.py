@@ -111,7 +111,7 @@ def test_a_scheduler_that_cannot_take_a_new_group_says_so() -> None:
 
 def test_on_an_nnx_optimizer():
     """The recipe of docs/nnx-and-equinox.md: a new nnx.Optimizer, whose variables get the old state's arrays."""
-    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    model: Any = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
     tx = optim.adam(lr=0.1, param_groups=[optim.ParamGroup("bias", frozen=True)])
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     x = jnp.arange(6.0).reshape(2, 3)

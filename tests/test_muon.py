@@ -1,5 +1,7 @@
 """Muon on the arrays that JAX's models have: which axes are torch's rows and columns."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,6 +70,7 @@ def test_by_group_and_under_partition():
     muon = optim.muon(lr=0.1, weight_dimension_numbers=(0, 1), param_groups=groups)
     labels = {"stack": "muon", "dense": "muon", "bias": "adamw"}
     tx = optax.partition({"muon": muon, "adamw": optim.adamw()}, labels)
+    updates: Any
     updates, _ = tx.update(params, tx.init(params), params)
     for key, axes in (("stack", (1, 2)), ("dense", (0, 1))):
         alone = optim.muon(lr=0.1, weight_dimension_numbers=axes)

@@ -68,11 +68,9 @@ def torchs_others(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     names = sorted(selected_names(request) & set(NAMES))
     wanted = [_request(n, k, d) for n in names for k in ({}, RICH[n]) for d in ("float32", "float64")]
     limited = not FEWER_INSTRUCTIONS.keys().isdisjoint(os.environ)
+    kinds: list[dict[str, str]] = [FEWER_INSTRUCTIONS, {}][: 1 + limited]
     folder = tmp_path_factory.mktemp("parity")
-    return [
-        _ends_of_torch(wanted, instructions, folder / f"{at}.npz")
-        for at, instructions in enumerate([FEWER_INSTRUCTIONS, *([{}] if limited else [])])
-    ]
+    return [_ends_of_torch(wanted, instructions, folder / f"{at}.npz") for at, instructions in enumerate(kinds)]
 
 
 def _ends_of_torch(wanted: list[Any], instructions: dict[str, str], path: Path) -> dict[str, Any]:

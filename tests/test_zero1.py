@@ -36,8 +36,9 @@ def check_zero1() -> None:
         divided = init(params)
         text = step.lower(params, divided, batch).compile().as_text()
         found = collectives(text, 8)
-        padded = 168 + 40 + 40 + 8  # of 165, 33, 33 and 1 numbers
-        assert found["reduce-scatter"][1] == found["all-gather"][1] == padded * 4 * 7 // 8
+        padded = {"steps": 168 + 40 + 8, "frozen": 40}  # of 165, 33 and 1 numbers, and 33
+        assert found["reduce-scatter"][1] == padded["steps"] * 4 * 7 // 8, found
+        assert found["all-gather"][1] == sum(padded.values()) * 4 * 7 // 8, found
         assert found["all-reduce"] == (1, 7)  # the loss, 2 * 4 * 7 / 8 bytes
         for _ in range(3):
             params, divided, _ = step(params, divided, batch)

@@ -113,6 +113,7 @@ def factor(ours: list[np.ndarray], torchs: list[np.ndarray], batch: Mapping[str,
         return ""
     text = f"it is torch's {'times' if abs(c) > 1 else 'divided by'} {number(round(times) if whole else times)}"
     sizes = {f"{name}'s {size}": size for name, x in batch.items() for size in np.shape(x)}
+    sizes |= {f"{name}'s {np.size(x)} elements": np.size(x) for name, x in batch.items()}
     fits = next((name for name, size in sizes.items() if whole and size == round(times)), None)
     if fits:
         return f"{text}, as a {'sum' if abs(c) > 1 else 'mean'} over {fits} is of torch's"

@@ -19,6 +19,7 @@ from jaxopt_port.compare.trace import Arrays, Step
 Tree = Any
 
 TIMES = 20.0  # so far beyond the nudged runs' distance is off: each distance is one draw
+INEXACT = 4.0  # the same, of the steps of an optimizer that rounds coarsely: theirs are nudged as much every time
 LOSS, STEP = 1e-3, 0.1  # and beside that, of the loss, and of a parameter's step
 NUDGED = (1000, 2000)  # the seeds
 
@@ -124,7 +125,8 @@ class Run:
             steps = [np.asarray(each.after[name], np.float64) - each.before[name] for each in self.others]
             itself = self.worst(f"step {name}", max(distance(x, step_ours) for x in steps) / (norm(step_torch) + 1e-30))
             off = distance(step_ours, step_torch) / (norm(step_torch) + 1e-30)
-            allowed = STEP + blame.floor(self.port, name) + TIMES * itself
+            times = INEXACT if blame.kind(self.port, own.get(name, name)) in noise.INEXACT else TIMES
+            allowed = STEP + blame.floor(self.port, name) + times * itself
             if not off * norm(step_torch) <= allowed * norm(step_torch) + 2 * rounding:
                 found.append(("update", name, off, allowed))
             if own.get(name, name) in grads:

@@ -97,3 +97,4 @@ def adadelta(
 
     Source: torch/optim/adadelta.py; Zeiler, ADADELTA: An Adaptive Learning Rate Method, 2012.
     """
+    ...

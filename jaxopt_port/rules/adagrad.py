@@ -120,3 +120,4 @@ def adagrad(
     Source: torch/optim/adagrad.py; Duchi et al., Adaptive Subgradient Methods for Online Learning and Stochastic
     Optimization, 2011.
     """
+    ...

@@ -122,3 +122,4 @@ def adam(
     Source: torch/optim/adam.py; Kingma and Ba, Adam: A Method for Stochastic Optimization, 2015; Reddi et al., On the
     Convergence of Adam and Beyond, 2018 (amsgrad).
     """
+    ...

@@ -103,3 +103,4 @@ def adamax(
 
     Source: torch/optim/adamax.py; Kingma and Ba, Adam: A Method for Stochastic Optimization, 2015, section 7.1.
     """
+    ...

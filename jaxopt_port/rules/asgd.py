@@ -110,3 +110,4 @@ def asgd(
 
     Source: torch/optim/asgd.py; Polyak and Juditsky, Acceleration of Stochastic Approximation by Averaging, 1992.
     """
+    ...

@@ -127,3 +127,4 @@ def nadam(
 
     Source: torch/optim/nadam.py; Dozat, Incorporating Nesterov Momentum into Adam, 2016.
     """
+    ...

@@ -127,3 +127,4 @@ def radam(
 
     Source: torch/optim/radam.py; Liu et al., On the Variance of the Adaptive Learning Rate and Beyond, 2020.
     """
+    ...

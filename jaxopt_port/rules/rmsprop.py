@@ -128,3 +128,4 @@ def rmsprop(
     Source: torch/optim/rmsprop.py; Hinton, Neural Networks for Machine Learning, lecture 6, 2012; Graves, Generating
     Sequences With Recurrent Neural Networks, 2013 (centered).
     """
+    ...

@@ -115,3 +115,4 @@ def rprop(
     Source: torch/optim/rprop.py; Riedmiller and Braun, A Direct Adaptive Method for Faster Backpropagation Learning:
     The RPROP Algorithm, 1993.
     """
+    ...

@@ -138,3 +138,4 @@ def sgd(
     Source: torch/optim/sgd.py; Sutskever et al., On the importance of initialization and momentum in deep learning,
     2013.
     """
+    ...

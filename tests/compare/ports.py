@@ -342,8 +342,20 @@ def port(name: str, trace: compare.Trace, flavour: str, knobs: Knobs | None = No
     own = dict(trace.model.items())
     if not knobs.tied:
         own["head.weight"] = own["wte.weight"]
+    if (
+        name == "lstm"
+    ):  # its arrays lie as torch's: not as those of flax's cells, which have one bias where torch has two
+        mapping = layout.Mapping(tuple(entry(n, x.shape) for n, x in own.items()))
     found = mapping or layout.infer(own, params)
     return Made(loss_fn, layout.to_flax(found, own, params), optimizer(name, flavour, knobs), mapping)
+
+
+def entry(name: str, shape: tuple[int, ...]) -> layout.Entry:
+    """An array of the LSTM's run."""
+    path = {"embed.weight": "embed/embedding", "out.weight": "out/kernel"}.get(name, name.replace(".", "/"))
+    found = layout.linear(shape, shape[::-1]) if name == "out.weight" else layout.same(shape, shape)
+    assert found is not None
+    return layout.Entry(layout.Source(name, shape), path, found)
 
 
 def corrected(before: Tree, after: Tree, knobs: Knobs) -> Tree:

@@ -185,26 +185,29 @@ def test_a_scheduler_goes_with_its_optimizer(tmp_path: Path) -> None:
 
 
 class Tied(torch.nn.Module):
-    """Two sums that are equal but for rounding, and the larger of them: rounding decides whose weight it is."""
+    """Two sums, and the larger of them. Where the last input is 0 they are equal, but for rounding."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.a = torch.nn.Linear(40, 6, bias=False)
-        self.b = torch.nn.Linear(40, 6, bias=False)
-        self.b.weight.data = self.a.weight.data.flip(1)
+        self.a, self.b = torch.nn.Linear(41, 6, bias=False), torch.nn.Linear(41, 6, bias=False)
+        self.b.weight.data[:, :40] = self.a.weight.data[:, :40].flip(1)
+        self.b.weight.data[:, 40] = 5.0
 
     def forward(self, x: Any) -> Any:
-        return torch.maximum(self.a(x), self.b(x.flip(1)))
+        return torch.maximum(self.a(x), self.b(torch.cat([x[:, :40].flip(1), x[:, 40:]], 1)))
 
 
-@pytest.mark.parametrize("factor", [1.0, 3.0])
+@pytest.mark.parametrize("factor", [1.0, 1.5])
 def test_a_tie_that_rounding_decides_is_no_fault(tmp_path: Path, factor: float) -> None:
-    """Most maxima go to the other weight here than in torch, the loss is the same; a wrong factor is a fault still."""
+    """Some maxima go to the other weight here than in torch, with the same loss; a wrong factor is a fault still."""
     torch.manual_seed(0)
     model = Tied()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     with torch_side.record(model, optimizer, tmp_path / "run", layers=False) as r:
-        x = torch.randn(64, 40)
+        x = torch.randn(256, 41)
+        x[:, 40] = 1.0
+        x[:4, 40] = 0.0
+        x[128:, 40] = -1.0
         r.batch(x=x)
         loss = (model(x) ** 2).mean()
         r.loss(loss)
@@ -218,17 +221,16 @@ def test_a_tie_that_rounding_decides_is_no_fault(tmp_path: Path, factor: float) 
     scaled.defvjp(lambda x: (x, None), lambda _, g: (factor * g,))
 
     def loss_fn(params: Any, x: jax.Array) -> jax.Array:
-        a = (x[:, ::-1] @ params["a"]["kernel"][::-1]).astype(jnp.float32)
-        b = (x @ params["b"]["kernel"][::-1]).astype(jnp.float32)
+        flipped = jnp.concatenate([x[:, :40][:, ::-1], x[:, 40:]], 1)
+        a, b = x[:, ::-1] @ params["a"]["kernel"][::-1], flipped[:, ::-1] @ params["b"]["kernel"][::-1]
         return (scaled(jnp.where(a >= b, a, b)) ** 2).mean()
 
-    shapes = {name: {"kernel": jax.ShapeDtypeStruct((40, 6), jnp.float32)} for name in "ab"}
+    shapes = {name: {"kernel": jax.ShapeDtypeStruct((41, 6), jnp.float32)} for name in "ab"}
     found = compare.follow(tmp_path / "run", loss_fn, shapes, optim.sgd(lr=0.0))
-    tied = next(row for row in found.full[0].rows if row.quantity == "grad")
-    assert tied.apart > 0.1
+    tied = max(row.apart for row in found.full[0].rows if row.quantity == "grad")
+    assert tied > 1e-3  # a thousand times what float32 makes of it without a tie
     if factor == 1:
         assert found.ok, found.verdict
-        assert any("rounding decides a tie" in note for note in found.notes)
     else:
         assert found.blamed is not None
         assert found.blamed.stage == "gradient"

@@ -87,7 +87,7 @@ class Model(torch.nn.Module):
         self.model = inside
 
 
-def data_parallel(module: torch.nn.Module) -> torch.nn.Module:
+def data_parallel(module: Any) -> Any:
     return torch.nn.DataParallel(module).cpu()  # it takes the module to a GPU where there is one
 
 
