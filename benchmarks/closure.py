@@ -1,4 +1,4 @@
-"""L-BFGS and nonlinear conjugate gradients beside their peers: `python -m benchmarks.closure [evaluations] [time] [calls]`.
+"""L-BFGS and nonlinear conjugate gradients beside their peers: `python -m benchmarks.closure [WHAT ...]`.
 
 `evaluations`: on problems of Moré, Garbow and Hillstrom in float64, the evaluations (a loss with its gradient), the
 iterations and the last gradient of our two, SciPy's, optax's, torch's, jaxopt's and optimistix's. Every one is to make
@@ -210,7 +210,7 @@ def _start(size: int, dtype: str) -> np.ndarray:
 
 
 class Side:
-    """20 iterations of L-BFGS on the same function from the same start; how long the first call took, with compiling."""
+    """20 iterations of L-BFGS on one function from one start; `first` is how long the first call took."""
 
     first = 0.0
 

@@ -11,16 +11,20 @@ Example:
   Array([ 2.9, -1.9], dtype=float32)
 """
 
+import importlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from jaxopt_port import lr_scheduler as lr_scheduler
-from jaxopt_port import swa_utils as swa_utils
 from jaxopt_port.closure.lbfgs import lbfgs as lbfgs
 from jaxopt_port.closure.minimize import Minimized as Minimized
 from jaxopt_port.closure.minimize import minimize as minimize
 from jaxopt_port.closure.nonlinear_cg import nonlinear_cg as nonlinear_cg
 from jaxopt_port.closure.stop import Stop as Stop
+from jaxopt_port.exact import exact as exact
 from jaxopt_port.factory import factory as factory
+from jaxopt_port.flat import flat as flat
+from jaxopt_port.flat import flatten_state as flatten_state
+from jaxopt_port.flat import unflatten_state as unflatten_state
 from jaxopt_port.gradients import EveryKState as EveryKState
 from jaxopt_port.gradients import GradScaler as GradScaler
 from jaxopt_port.gradients import GradScalerState as GradScalerState
@@ -58,6 +62,12 @@ from jaxopt_port.rules.rprop import rprop as rprop
 from jaxopt_port.rules.sgd import sgd as sgd
 from jaxopt_port.rules.sparse_adam import sparse_adam as sparse_adam
 
+if TYPE_CHECKING:
+    from jaxopt_port import compare as compare
+    from jaxopt_port import lr_scheduler as lr_scheduler
+    from jaxopt_port import swa_utils as swa_utils
+    from jaxopt_port import torch_interop as torch_interop
+
 __version__ = "0.1.0"
 
 optimizers: dict[str, Callable[..., Optimizer]] = {
@@ -81,3 +91,77 @@ optimizers: dict[str, Callable[..., Optimizer]] = {
         sparse_adam,
     )
 }
+
+MODULES = ("compare", "lr_scheduler", "swa_utils", "torch_interop")  # imported when they are asked for
+
+__all__ = [
+    "EveryKState",
+    "GradScaler",
+    "GradScalerState",
+    "Minimized",
+    "Number",
+    "OptState",
+    "Optimizer",
+    "ParamGroup",
+    "Rule",
+    "Stop",
+    "accumulate_grad",
+    "adadelta",
+    "adafactor",
+    "adagrad",
+    "adam",
+    "adamax",
+    "adamw",
+    "add_param_group",
+    "asgd",
+    "clip_grad_norm",
+    "clip_grad_value",
+    "clip_grads_with_norm",
+    "compare",
+    "drop_frozen",
+    "every_k",
+    "exact",
+    "factory",
+    "find_state",
+    "flat",
+    "flatten_state",
+    "get_hyper",
+    "get_total_norm",
+    "lbfgs",
+    "lift",
+    "lr_scheduler",
+    "minimize",
+    "muon",
+    "nadam",
+    "nonlinear_cg",
+    "optimizers",
+    "radam",
+    "replace_state",
+    "rmsprop",
+    "rprop",
+    "set_hyper",
+    "sgd",
+    "sparse_adam",
+    "swa_utils",
+    "torch_interop",
+    "unflatten_state",
+    "zero_grad",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in MODULES:
+        return importlib.import_module(f"jaxopt_port.{name}")
+    if name.lower() in ("lrscheduler", "utils"):
+        raise AttributeError(f"module 'jaxopt_port' has no attribute {name!r}: see jaxopt_port.lr_scheduler, swa_utils")
+    ours = {rule.lower().replace("_", ""): rule for rule in optimizers}.get(name.lower())
+    if ours is not None:
+        raise AttributeError(
+            f"module 'jaxopt_port' has no attribute {name!r}: torch's {name} is jaxopt_port.{ours}, a function without "
+            "the parameters, which go to init(params)"
+        )
+    raise AttributeError(f"module 'jaxopt_port' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

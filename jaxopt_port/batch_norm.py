@@ -140,7 +140,8 @@ def _correction(layer: Any, x: jax.Array, mask: jax.Array | None, momentum: Any)
             f"Expected more than 1 value per channel when training, got input size {list(x.shape)}: use larger "
             "batches, or unbiased=False for Flax's variance"
         )
-    return lambda before, after: unbiased_var(before, after, jnp.maximum(count, 2), momentum)
+    count = jnp.maximum(count, 2)  # where a mask leaves one number the variance is 0
+    return lambda before, after: unbiased_var(before, after, count, momentum)
 
 
 def _pass(loader: Iterable[Any], step: Callable[[Tree, Any, Any], Tree], stats: Tree) -> Tree:

@@ -68,9 +68,9 @@ def get_hyper(state: Any) -> list[dict[str, Any]]:
 
 
 def _as_floats(value: Any) -> Any:
-    if isinstance(value, tuple) and not is_number(value):
-        return tuple(map(_as_floats, value))
-    return None if value is None else to_numpy(value).tolist()
+    if is_number(value):
+        return to_numpy(value).tolist()
+    return None if value is None else tuple(map(_as_floats, value))
 
 
 def set_hyper(state: T, group: int | None = None, **values: Scalar | tuple[Scalar, ...]) -> T:

@@ -69,7 +69,7 @@ def to_number(value: Scalar) -> Number:
       ValueError: a magnitude that a float32 does not have. In a trace, where it cannot be seen, it becomes 0 or
         infinity, as it does in a float32.
     """
-    if isinstance(value, Tracer) or (isinstance(value, jax.Array) and value.dtype != np.float64):
+    if isinstance(value, jax.Array) and (isinstance(value, Tracer) or value.dtype != np.float64):
         with float64():  # NumPy would wait for the value
             return Number(_parts_in_a_trace(jnp.asarray(value, jnp.float64)))
     x = np.asarray(value, np.float64)

@@ -5,6 +5,7 @@ matches it. Groups that were added during a run come last in that order, but tak
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -40,10 +41,11 @@ class ParamGroup:
                 raise ValueError(f"ParamGroup pattern {which!r} is not a regular expression: {error}") from None
         elif not callable(which):
             which = tuple(which)
-            twice = sorted({path for path in which if which.count(path) > 1})
+            twice = _twice(which)
             if twice:
                 raise ValueError(f"a parameter group with duplicate parameters: {', '.join(twice)}")
         self.which = which
+        self.listed = frozenset(which) if isinstance(which, tuple) else frozenset()
         self.frozen = frozen
         self.options: Mapping[str, Any] = options
 
@@ -56,7 +58,11 @@ class ParamGroup:
             return re.fullmatch(self.which, path) is not None
         if callable(self.which):
             return bool(self.which(path, leaf))
-        return path in self.which
+        return path in self.listed
+
+
+def _twice(paths: Sequence[str]) -> list[str]:
+    return sorted(path for path, count in Counter(paths).items() if count > 1)
 
 
 def leaf_paths(tree: Any) -> list[str]:
@@ -111,7 +117,7 @@ def check_groups(param_groups: Any, added: int = 0) -> tuple[ParamGroup, ...]:
         )
     given = param_groups[: len(param_groups) - added]
     listed = [path for group in given if isinstance(group.which, tuple) for path in group.which]
-    twice = sorted({path for path in listed if listed.count(path) > 1})
+    twice = _twice(listed)
     if twice:
         raise ValueError(f"some parameters appear in more than one parameter group: {', '.join(twice)}")
     return tuple(param_groups)
@@ -149,7 +155,8 @@ def assign(groups: Sequence[ParamGroup], params: Any, added: int = 0) -> list[in
 def _check_matches_something(group: ParamGroup, paths: list[str], any_matched: bool) -> None:
     known = f"The paths are: {', '.join(paths)}"
     if isinstance(group.which, tuple):
-        missing = [path for path in group.which if path not in paths]
+        known_paths = set(paths)
+        missing = [path for path in group.which if path not in known_paths]
         if missing:
             raise ValueError(f"{group} names paths that do not exist: {', '.join(missing)}. {known}")
     if not any_matched:

@@ -57,6 +57,8 @@ class Rule(NamedTuple):
       check_grad: `(g, options)`, raises for a gradient it cannot take; a sparse one that it can take `update` gets as
         it is, with the whole of `p` and `slot`, since only their rows are to be computed with.
       float64_update: `update` computes scalars itself, from tensors or shapes: it gets them as float64.
+      elementwise: an element of the new parameter and of its state depends on the same element of the gradient, the
+        parameter and the state alone, so that `flat` can join arrays.
       torch: the name of the class in torch.optim, None for a rule that torch does not have.
     """
 
@@ -74,6 +76,7 @@ class Rule(NamedTuple):
     check_param: Callable[[Any, SimpleNamespace], None] = _takes_all
     check_grad: Callable[[Any, SimpleNamespace], None] = takes_dense
     float64_update: bool = False
+    elementwise: bool = False
     torch: str | None = None
 
     def first(self, p: jax.Array, options: SimpleNamespace) -> Any:

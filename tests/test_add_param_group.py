@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import jaxopt_port as optim
 from tests.helpers import assert_same_bits
@@ -106,3 +107,30 @@ def test_a_scheduler_that_cannot_take_a_new_group_says_so() -> None:
     optimizer, state = optim.add_param_group(optimizer, state, params, optim.ParamGroup("b", lr=0.3))
     with pytest.raises(ValueError, match="LambdaLR was made for 2 parameter groups, the optimizer has 3"):
         scheduler.step(sched, state)
+
+
+def test_on_an_nnx_optimizer():
+    """The recipe of docs/nnx-and-equinox.md: a new nnx.Optimizer, whose variables get the old state's arrays."""
+    model: Any = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    tx = optim.adam(lr=0.1, param_groups=[optim.ParamGroup("bias", frozen=True)])
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    x = jnp.arange(6.0).reshape(2, 3)
+
+    def update(optimizer):
+        optimizer.update(model, nnx.grad(lambda model: (model(x) ** 2).mean())(model))
+
+    update(optimizer)
+    bias = model.bias[...]
+    params, state = nnx.as_pure(nnx.state(model, nnx.Param)), nnx.as_pure(optimizer.opt_state)
+    tx, state = optim.add_param_group(tx, state, params, optim.ParamGroup("bias", lr=0.01))
+    unfrozen = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    variables = jax.tree.leaves(unfrozen.opt_state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    for variable, value in zip(variables, jax.tree.leaves(state), strict=True):
+        variable.set_value(value)
+    kernel = model.kernel[...]
+    grads = nnx.as_pure(nnx.grad(lambda model: (model(x) ** 2).mean())(model))
+    expected, _ = tx.step(grads, state, {"bias": bias, "kernel": kernel} if isinstance(params, dict) else params)
+    update(unfrozen)
+    np.testing.assert_allclose(model.kernel[...], expected["kernel"], 1e-6)
+    np.testing.assert_allclose(model.bias[...], expected["bias"], 1e-6)
+    assert (model.bias[...] != bias).all()

@@ -55,13 +55,16 @@ def assert_near(actual, expected, eps):
 @pytest.mark.parametrize("mix", MIXES)
 def test_norm_and_clipping(mix, norm_type):
     grads = make(mix)
+    # A GPU's float32 roots and quotients are an ulp off, and the norm of a float32 gradient counts in a double one.
+    float32_in_double = jax.default_backend() != "cpu" and mix in ("float64", "complex double")
+    eps = 6 * (np.finfo(np.float32).eps / np.finfo(np.float64).eps if float32_in_double else 1)
     with jax.enable_x64("double" in mix or mix == "float64"):
         for max_norm in (0.7, 1e6):
             total, clipped = theirs(torch.nn.utils.clip_grad_norm_, grads, max_norm, norm_type)
             actual, norm = optim.clip_grad_norm(list(map(jnp.asarray, grads)), max_norm, norm_type)
-            assert_near(norm, to_numpy(total), eps=6)
+            assert_near(norm, to_numpy(total), eps)
             for one, other in zip(actual, clipped, strict=True):
-                assert_near(one, other, eps=6)
+                assert_near(one, other, eps if one.dtype.itemsize >= 8 else 6)
             assert_same_bits(optim.get_total_norm(list(map(jnp.asarray, grads)), norm_type), norm)
 
 
@@ -223,13 +226,13 @@ def test_in_jit_with_a_traced_maximum_and_integers_beside():
     assert clipped.dtype == jnp.float32
 
 
-def test_a_small_norm_through_transformations():
+@pytest.mark.parametrize("function", [optim.get_total_norm, jax.jit(optim.get_total_norm)])
+def test_a_small_norm_through_transformations(function):
     """The second sum is in a branch of its own."""
     grads = {"a": jnp.full((2, 3), 1e-20), "b": jnp.array([2e-20, 0.0])}
     expected = np.float32(np.sqrt(10) * 1e-20)
     many = jax.tree.map(lambda g: jnp.stack([g, 1e25 * g]), grads)
-    for function in (optim.get_total_norm, jax.jit(optim.get_total_norm)):
-        np.testing.assert_allclose(function(grads), expected, 1e-5)
-        np.testing.assert_allclose(jax.vmap(function)(many), [expected, 1e25 * expected], 1e-5)
-        slope = jax.grad(lambda scale: function(jax.tree.map(lambda g: scale * g, grads)))
-        np.testing.assert_allclose(slope(1e25), expected, 1e-5)
+    np.testing.assert_allclose(function(grads), expected, 1e-5)
+    np.testing.assert_allclose(jax.vmap(function)(many), [expected, 1e25 * expected], 1e-5)
+    slope = jax.grad(lambda scale: function(jax.tree.map(lambda g: scale * g, grads)))
+    np.testing.assert_allclose(slope(1e25), expected, 1e-5)

@@ -56,7 +56,7 @@ def one_compilation():
         step, state = jax.jit(optimizer.step), optimizer.init(params)
         for _ in range(3):
             params, state = step(params, state, params)
-        assert step._cache_size() == 1
+        assert step._cache_size() == 1  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize("check", [every_rule, sparse_rows_are_refused, one_compilation], ids=lambda f: f.__name__)

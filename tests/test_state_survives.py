@@ -2,6 +2,7 @@
 
 import io
 import pickle
+from typing import Any
 
 import equinox as eqx
 import flax.serialization
@@ -220,7 +221,8 @@ def flax_bytes(state, abstract, path):
 
 def flax_dict(state, abstract, path):
     written = flax.serialization.msgpack_serialize(jax.device_get(flax.serialization.to_state_dict(state)))
-    return flax.serialization.from_state_dict(state, flax.serialization.msgpack_restore(written))
+    back: Any = flax.serialization.msgpack_restore(written)
+    return flax.serialization.from_state_dict(state, back)
 
 
 def equinox_leaves(state, abstract, path):

@@ -1,5 +1,7 @@
 """Averaged models against torch's AveragedModel, and BatchNorm's statistics against torch's update_bn."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -220,7 +222,7 @@ SIZE = 8
 BATCHES = np.random.default_rng(0).normal(2, 3, (5, SIZE, 3)).astype(np.float32)
 
 
-def assert_torchs_statistics(stats, kernel, batches=BATCHES, flax_var=1.0):
+def assert_torchs_statistics(stats, kernel, batches: Any = BATCHES, flax_var=1.0):
     model = Torch(kernel)
     torch.optim.swa_utils.update_bn([(torch.from_numpy(np.array(x)), 0) for x in batches], model)
     for name in ("first", "second"):

@@ -5,6 +5,7 @@
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,11 +42,13 @@ def test_muon_names_what_it_does_not_know():
     ("name", "message"), [("lambd", "Invalid lambd value: -0.5"), ("alpha", "Invalid alpha value: -0.5")]
 )
 def test_asgd_refuses_what_is_negative(name, message):
+    negative: dict[str, Any] = {name: -0.5}
+    zero: dict[str, Any] = {name: 0.0}
     with pytest.raises(ValueError, match=message):
-        optim.asgd(**{name: -0.5})
+        optim.asgd(**negative)
     with pytest.raises(ValueError, match=message):
-        optim.asgd(param_groups=[optim.ParamGroup(".*", **{name: -0.5})])
-    optim.asgd(**{name: 0.0})
+        optim.asgd(param_groups=[optim.ParamGroup(".*", **negative)])
+    optim.asgd(**zero)
 
 
 LBFGS = {

@@ -9,7 +9,7 @@ FILE = "SHA256SUMS"
 LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)\n")
 
 
-class Damaged(Exception):
+class Damaged(ValueError):
     """A folder that is not as its manifest says."""
 
 

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_port import EveryKState, Optimizer, OptState, set_hyper, torch_interop
+from jaxopt_port import EveryKState, Optimizer, OptState, get_hyper, set_hyper, torch_interop
 from jaxopt_port.torch_interop import layout
 from train.config import Config, flag
 from train.errors import UsageError
 from train.loop import Moment, steps_per_epoch
 from train.model import Params
 from train.options import written
+from train.recipes import RECIPES
 from train.start import start
 from train.step import State
 from train.torch_layout import mapping, mapping_of, ours
@@ -52,11 +53,10 @@ def load(config: Config, training: Training, examples: int, classes: int) -> Mom
         params = layout.to_flax(names, model, ours(classes))
         optimizer, opt_state = torch_interop.load_optimizer(OPTIMIZERS[config.optimizer], theirs, params, names)
         _check_static_options(config, optimizer, opt_state, params, names)
-        given = set(optimizer_options(config)) & opt_state.param_groups[0].keys()
+        opt_state = _with_flags(config, opt_state)
         has_schedule = training.scheduler is not None and any(name in checkpoint for name in SCHEDULER)
-        if has_schedule and "lr" in given:
+        if has_schedule and config.lr is not None:
             raise ValueError("its scheduler decides the learning rate; leave out --lr")
-        opt_state = set_hyper(opt_state, **{name: optimizer_options(config)[name] for name in sorted(given)})
         state = _state(config, training, checkpoint, params, opt_state, theirs, names, classes)
         return _moment(config, state, run, examples)
     except (OSError, ValueError, TypeError, LookupError, torch_interop.PtFileError) as error:
@@ -112,6 +112,21 @@ class TorchExport:
         settings = {name: getattr(self.config, name) for name in SAME}
         states[RUN] = {"epoch": moment.number - 1, "step": moment.step, "pending": pending, **settings}
         torch_interop.save(states, self.config.export_torch)
+
+
+def _with_flags(config: Config, opt_state: OptState) -> OptState:
+    """The live options that flags give. What a recipe says of them has to be what the checkpoint has."""
+    options, (hyper, *_) = optimizer_options(config), get_hyper(opt_state)
+    recipe = RECIPES[config.recipe]()
+    texts = config.option[len(recipe.option) :] if config.optimizer == recipe.optimizer else config.option
+    flags = {text.partition("=")[0] for text in texts} | ({"lr"} if config.lr is not None else set())
+    for name in options.keys() & hyper.keys() - flags:
+        if options[name] != hyper[name]:
+            raise ValueError(
+                f"its optimizer has {name}={hyper[name]}, the {config.recipe} recipe {options[name]}: "
+                f"write --option {name}={hyper[name]}, or the recipe's"
+            )
+    return set_hyper(opt_state, **{name: options[name] for name in sorted(flags & options.keys() & hyper.keys())})
 
 
 def _state(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import jax.numpy as jnp
 
+from jaxopt_port.checks import check_fresh, check_live
 from jaxopt_port.closure.flat import (
     Evaluate,
     Leaves,
@@ -117,6 +118,7 @@ class ClosureAlgorithm(Algorithm):
 
     def __init__(self, live: Mapping[str, Any], **static: Any):
         self.live, self.static, self.traces = dict(live), static, Traces()
+        self.has_begun = False  # whether `init` was called, see check_fresh
 
     def first_slots(self, make: Make, d: Tree, size: int, dtype: Any) -> Any:
         """The algorithm's state before the first step.
@@ -165,6 +167,7 @@ class ClosureAlgorithm(Algorithm):
         return f"{self.name}({', '.join(options)})"
 
     def init(self, params: Tree) -> OptState:
+        self.has_begun = True
         with wide_enough(params):
             leaves = leaves_of(params)
             counts = {"func_evals": jnp.int32(0), "n_iter": jnp.int32(0)}
@@ -235,6 +238,10 @@ class ClosureAlgorithm(Algorithm):
         found = state.slots
         if type(found) is not type(expected) or sorted(state.param_groups[0]) != sorted(self.live):
             self.other_kind(found)
+        check_live(state.param_groups[0], 0)
+        if not self.has_begun:
+            arrays = {name: value for name, value in self.live.items() if isinstance(value, jax.Array)}
+            check_fresh(arrays, state.param_groups[0], 0)
         check_like_params(found.d, expected.d, params)
         for name, array in expected._asdict().items():
             shape = jnp.shape(getattr(found, name)) if name != "d" else ()

@@ -14,6 +14,10 @@ from jaxopt_port.closure.flat import Leaves, Tree, flatten, gradient, leaves_of
 from jaxopt_port.closure.reach import Same, reach
 
 ARRAYS = jax.Array | np.ndarray | np.generic | complex | float | int
+CONFIG = (
+    "jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl", "jax_numpy_dtype_promotion",
+    "jax_numpy_rank_promotion", "jax_disable_jit", "jax_debug_nans",
+)  # fmt: skip
 
 
 class Program:
@@ -113,10 +117,7 @@ class Traces:
 
 def _context() -> Hashable:
     """What a trace depends on beside the function and what goes into it."""
-    config = jax.config
-    numbers = config.jax_enable_x64, config.jax_default_matmul_precision, config.jax_default_prng_impl
-    promotion = config.jax_numpy_dtype_promotion, config.jax_numpy_rank_promotion
-    return *numbers, *promotion, config.jax_disable_jit, config.jax_debug_nans, jax.sharding.get_abstract_mesh()
+    return *(getattr(jax.config, name) for name in CONFIG), jax.sharding.get_abstract_mesh()
 
 
 def _contents(jaxpr: Jaxpr, seen: dict[int, int]) -> Hashable:

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 # Packages that hold no values of the user's, and whose functions give the same for the same.
 PURE = {"abc", "builtins", "cmath", "collections", "dataclasses", "enum", "functools", "itertools", "math"} | {
@@ -82,12 +83,12 @@ def _bytes(x: np.ndarray) -> Hashable:
     """0.0 == -0.0, and NaN != NaN: so the bytes are compared."""
     if x.nbytes > LARGEST or x.dtype.hasobject:
         raise _OpaqueError
-    return x.dtype, x.shape, hashlib.blake2b(np.ascontiguousarray(x)).digest()
+    return x.dtype, x.shape, hashlib.blake2b(x.tobytes()).digest()
 
 
 def _is_constant(x: Any) -> bool:
     """Whether the same object is always the same value."""
-    if isinstance(x, jax.core.Tracer):
+    if isinstance(x, Tracer):
         raise _OpaqueError
     if isinstance(x, types.BuiltinFunctionType):  # a method holds an object
         if not _is_pure(x.__module__) or not isinstance(x.__self__, types.ModuleType | None):

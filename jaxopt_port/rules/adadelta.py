@@ -49,6 +49,7 @@ ADADELTA = Rule(
     update,
     check=check,
     live=("lr", "rho", "eps", "weight_decay"),
+    elementwise=True,
     torch="Adadelta",
 )
 
@@ -96,3 +97,4 @@ def adadelta(
 
     Source: torch/optim/adadelta.py; Zeiler, ADADELTA: An Adaptive Learning Rate Method, 2012.
     """
+    ...

@@ -163,3 +163,4 @@ def adafactor(
     Source: torch/optim/_adafactor.py; Shazeer and Stern, Adafactor: Adaptive Learning Rates with Sublinear Memory
     Cost, 2018.
     """
+    ...

@@ -68,6 +68,7 @@ ADAGRAD = Rule(
     check_grad=check_grad,
     live=("lr", "lr_decay", "weight_decay", "eps"),
     common=("initial_accumulator_value",),
+    elementwise=True,
     torch="Adagrad",
 )
 
@@ -119,3 +120,4 @@ def adagrad(
     Source: torch/optim/adagrad.py; Duchi et al., Adaptive Subgradient Methods for Online Learning and Stochastic
     Optimization, 2011.
     """
+    ...

@@ -67,6 +67,7 @@ ADAM = Rule(
     check=check,
     live=("lr", "betas", "eps", "weight_decay"),
     optional={"max_exp_avg_sq": attrgetter("amsgrad")},
+    elementwise=True,
     torch="Adam",
 )
 
@@ -121,3 +122,4 @@ def adam(
     Source: torch/optim/adam.py; Kingma and Ba, Adam: A Method for Stochastic Optimization, 2015; Reddi et al., On the
     Convergence of Adam and Beyond, 2018 (amsgrad).
     """
+    ...

@@ -53,6 +53,7 @@ ADAMAX = Rule(
     update,
     check=check,
     live=("lr", "betas", "eps", "weight_decay"),
+    elementwise=True,
     torch="Adamax",
 )
 
@@ -102,3 +103,4 @@ def adamax(
 
     Source: torch/optim/adamax.py; Kingma and Ba, Adam: A Method for Stochastic Optimization, 2015, section 7.1.
     """
+    ...

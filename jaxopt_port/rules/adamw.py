@@ -57,3 +57,4 @@ def adamw(
 
     Source: torch/optim/adamw.py; Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019.
     """
+    ...

@@ -55,6 +55,7 @@ ASGD = Rule(
     check=check,
     live=("lr", "lambd", "alpha", "t0", "weight_decay"),
     scalar_state={"eta": np.float32(0), "mu": np.float32(1)},
+    elementwise=True,
     torch="ASGD",
 )
 
@@ -109,3 +110,4 @@ def asgd(
 
     Source: torch/optim/asgd.py; Polyak and Juditsky, Acceleration of Stochastic Approximation by Averaging, 1992.
     """
+    ...

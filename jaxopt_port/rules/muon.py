@@ -240,3 +240,4 @@ def muon(
     Source: torch/optim/_muon.py; Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024; Liu et
     al., Muon is Scalable for LLM Training, 2025 ("match_rms_adamw").
     """
+    ...

@@ -69,6 +69,7 @@ NADAM = Rule(
     check=check,
     live=("lr", "betas", "eps", "weight_decay", "momentum_decay"),
     scalar_state={"mu_product": np.float32(1)},
+    elementwise=True,
     torch="NAdam",
 )
 
@@ -126,3 +127,4 @@ def nadam(
 
     Source: torch/optim/nadam.py; Dozat, Incorporating Nesterov Momentum into Adam, 2016.
     """
+    ...

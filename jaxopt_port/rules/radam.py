@@ -70,6 +70,7 @@ RADAM = Rule(
     update,
     check=check,
     live=("lr", "betas", "eps", "weight_decay"),
+    elementwise=True,
     torch="RAdam",
 )
 
@@ -126,3 +127,4 @@ def radam(
 
     Source: torch/optim/radam.py; Liu et al., On the Variance of the Adaptive Learning Rate and Beyond, 2020.
     """
+    ...

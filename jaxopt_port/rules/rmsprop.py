@@ -72,6 +72,7 @@ RMSPROP = Rule(
     live=("lr", "alpha", "eps", "weight_decay", "momentum"),
     structural=("momentum",),
     optional={"momentum_buffer": has_momentum, "grad_avg": attrgetter("centered")},
+    elementwise=True,
     torch="RMSprop",
 )
 
@@ -127,3 +128,4 @@ def rmsprop(
     Source: torch/optim/rmsprop.py; Hinton, Neural Networks for Machine Learning, lecture 6, 2012; Graves, Generating
     Sequences With Recurrent Neural Networks, 2013 (centered).
     """
+    ...

@@ -65,6 +65,7 @@ RPROP = Rule(
     update,
     check=check,
     live=("lr", "etas", "step_sizes"),
+    elementwise=True,
     torch="Rprop",
 )
 
@@ -114,3 +115,4 @@ def rprop(
     Source: torch/optim/rprop.py; Riedmiller and Braun, A Direct Adaptive Method for Faster Backpropagation Learning:
     The RPROP Algorithm, 1993.
     """
+    ...

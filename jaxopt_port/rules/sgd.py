@@ -86,6 +86,7 @@ SGD = Rule(
     optional={"momentum_buffer": has_momentum},
     scalar_state={"has_buffer": False},
     check_grad=check_grad,
+    elementwise=True,
     torch="SGD",
 )
 
@@ -137,3 +138,4 @@ def sgd(
     Source: torch/optim/sgd.py; Sutskever et al., On the importance of initialization and momentum in deep learning,
     2013.
     """
+    ...

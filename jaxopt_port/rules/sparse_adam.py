@@ -134,3 +134,4 @@ def sparse_adam(
 
     Source: torch/optim/sparse_adam.py and torch/optim/_functional.py.
     """
+    ...

@@ -69,7 +69,7 @@ def test_every_trial_is_in_the_bracket(dtype: str, power: int):
             small = cubic_interpolate(at(0.0, 1.0, -2.0, 1), at(1.5, f, g, 1))
             large = cubic_interpolate(at(0.0, 1.0, -2.0, scale), at(1.5, f, g, scale), safe=True)
             np.testing.assert_allclose(large, small, 1e-5)
-        beyond = cubic_interpolate(at(0.0, 1.0, -2.0, 1), (jnp.asarray(1.5, dtype), jnp.inf, jnp.nan), safe=True)
+        beyond = cubic_interpolate(at(0.0, 1.0, -2.0, 1), at(1.5, np.inf, np.nan, 1), safe=True)
         assert float(beyond) == 0.75
 
 
@@ -111,11 +111,10 @@ def test_steepest_descent_is_tried_again_at_the_first_length():
     def barrier(x: jax.Array) -> jax.Array:
         return jnp.sum(-jnp.log(1 - x) - jnp.log(1 + x))
 
-    optimizer, start = optim.nonlinear_cg(max_iter=1), jnp.array([0.9, -0.5])
+    optimizer, start = optim.nonlinear_cg(max_iter=1, tolerance_grad=1e-4), jnp.array([0.9, -0.5])
     _, x, state = optimizer.step_closure(barrier, optimizer.init(start), start)
     state = state._replace(slots=state.slots._replace(descent=jnp.float32(-1e36), prev_loss=jnp.float32(1e36)))
-    optimizer = optim.nonlinear_cg(max_iter=100, tolerance_grad=1e-4)
-    _, x, state = optimizer.step_closure(barrier, state, x)
+    _, x, state = optim.nonlinear_cg(max_iter=100).step_closure(barrier, state, x)
     assert optim.Stop(int(state.slots.stop)).name == "GRADIENT"
     np.testing.assert_allclose(x, 0, atol=1e-3)
 

@@ -198,6 +198,7 @@ def lbfgs(line_search_fn: str | None) -> tuple[int, int, list[str]]:
     bits = [sum(differing_bits(x, y)[0] for x, y in zip(side[0], whole[0], strict=True)) for side in (here, there)]
     theirs = arrays(half[1])
     del theirs["state"][0]["al"], ours[1]["param_groups"][0]["param_names"]
+    theirs["param_groups"][0].setdefault("maximize", False)  # torch 2.14 has it
     return bits[0], bits[1], same_state_dict(_numbers(ours[1]), _numbers(theirs))
 
 

@@ -87,7 +87,11 @@ class Model(torch.nn.Module):
         self.model = inside
 
 
-@pytest.mark.parametrize("wrap", [torch.nn.DataParallel, torch.compile, Model, lambda module: module])
+def data_parallel(module: Any) -> Any:
+    return torch.nn.DataParallel(module).cpu()  # it takes the module to a GPU where there is one
+
+
+@pytest.mark.parametrize("wrap", [data_parallel, torch.compile, Model, lambda module: module])
 def test_wrappers_names_do_not_count(wrap: Callable[[Any], Any]) -> None:
     network = randomized(Chain(["q", "k"]))
     wrapped, params = wrap(network), tree(["q", "k"])

@@ -4,12 +4,13 @@ import copy
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxopt_port as optim
 from jaxopt_port.torch_interop import layout, load_optimizer, optimizer_state_dict
-from train.model import Network, init_params
+from train.model import Network
 
 torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
 from tests.torch_interop.convert import arrays, tensors  # noqa: E402
@@ -21,7 +22,7 @@ LABELS = np.array([3, 1, 4, 1])
 
 @pytest.fixture(scope="module")
 def params() -> Any:
-    return init_params(jax.random.key(0))
+    return Network().init(jax.random.key(0), jnp.zeros((1, 32, 32, 3), jnp.uint8))["params"]
 
 
 @pytest.fixture(scope="module")

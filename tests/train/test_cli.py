@@ -1,6 +1,7 @@
 """The command: its run folder, its exit status, and its errors, each one line before any work is done."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -205,6 +206,14 @@ def test_help_is_fast_and_a_typo_gets_a_hint() -> None:
     assert typo.returncode == 2
     assert "Perhaps you meant" in typo.stderr
     assert "--batch-size" in typo.stderr
+
+
+def test_help_ends_on_a_narrow_terminal() -> None:
+    environment = {**os.environ, "COLUMNS": "1"}
+    command = [sys.executable, "-m", "train", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, env=environment, check=True, timeout=120).stdout
+    assert "--batch-size" in shown
+    assert "cifar10, lbfgs" in " ".join(shown.replace("│", " ").split())
 
 
 def test_training_imports_neither_tensorflow_nor_torch_and_configures_nothing(tmp_path: Path) -> None:

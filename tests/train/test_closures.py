@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from train.__main__ import main
-from train.config import RECIPES
 from train.model import convolve_by_rows
+from train.recipes import RECIPES
 
 
 def test_every_evaluation_is_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = "--option line_search_fn=strong_wolfe --option max_iter=3 --option max_eval=4"
-    argv = f"--recipe lbfgs --limit 4 --epochs 2 {options} --run-dir {tmp_path / 'run'}"
+    argv = f"lbfgs --limit 4 --epochs 2 {options} --run-dir {tmp_path / 'run'}"
     monkeypatch.setattr(sys, "argv", ["train", *argv.split()])
     assert main() == 0
     printed = capsys.readouterr().out

@@ -1,10 +1,12 @@
 """`--resume-torch` and `--export-torch`: a torch run goes on here, and a run of ours in torch."""
 
 import json
+import pickle
 import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -89,28 +91,83 @@ def test_there_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_shuffled_run_goes_on_in_its_own_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = "--recipe cifar10 --dataset digits --split test --init torch --limit 24 --batch-size 4 --quiet"
+    flags = "cifar10 --dataset digits --split test --init torch --limit 24 --batch-size 4 --quiet"
 
     def last_epoch(name: str, *argv: object) -> dict[str, Any]:
         run = ["--run-dir", tmp_path / name, "--export-torch", tmp_path / f"{name}.pt"]
         monkeypatch.setattr(sys, "argv", ["train", *flags.split(), *map(str, (*run, *argv))])
         assert main() == 0
         line = json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1])
-        return {key: value for key, value in line.items() if key not in ("step", "images_per_second")}
+        return {key: value for key, value in line.items() if key != "images_per_second"}
 
     last_epoch("half", "--epochs", 1)
     resumed = last_epoch("resumed", "--epochs", 2, "--resume-torch", tmp_path / "half.pt", "--start-epoch", 2)
     assert resumed == last_epoch("whole", "--epochs", 2)
+    whole, other = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "resumed"))
+    assert pickle.dumps(jax.tree.map(np.asarray, whole)) == pickle.dumps(jax.tree.map(np.asarray, other))
+
+
+def test_flags_are_used_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    half, flags = tmp_path / "half.pt", "--limit 6 --quiet --accumulate 2 --batch-size 2 --ema 0.9 --optimizer adam"
+
+    def train(*argv: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["train", *flags.split(), *map(str, argv)])
+        return main()
+
+    assert train("--epochs", 2, "--export-torch", half, "--run-dir", tmp_path / "a") == 0  # 3 batches an epoch
+    resume = ("--epochs", 3, "--resume-torch", half)
+    used = ("--lr", 0.5, "--option", "betas=0.5,0.6", "--run-dir", tmp_path / "b")
+    assert train(*resume, *used) == 0
+    line = json.loads((tmp_path / "b" / "metrics.jsonl").read_text())
+    assert (line["epoch"], line["step"], line["lr"]) == (3, 9, [0.5])
+    capsys.readouterr()
+    for argv, message in {
+        "--seed 3": "it is of a run with --seed 0, this one has 3",
+        "--limit 5": "it is of a run with --limit 6, this one has 5",
+        "--batch-size 1": "it is of a run with --batch-size 2, this one has 1",
+        "--ema 0.5": "it is of a run with --ema 0.9, this one has 0.5",
+        "--start-epoch 2": "its run goes on with epoch 3, not with --start-epoch 2",
+        "--option amsgrad=True": "its optimizer has amsgrad=False, this run's True",
+    }.items():
+        assert train(*resume, *argv.split(), "--run-dir", tmp_path / "c") == 2
+        assert message in capsys.readouterr().err
+    assert train(*resume[2:], "--epochs", 1, "--export-torch", tmp_path / "x.pt", "--run-dir", tmp_path / "c") == 2
+    assert "has had 2 epochs: give more, such as --epochs 3" in capsys.readouterr().err
+
+    odd = tmp_path / "odd.pt"
+    assert train("--epochs", 1, "--export-torch", odd, "--run-dir", tmp_path / "d") == 0
+    assert train("--epochs", 3, "--resume-torch", odd, "--run-dir", tmp_path / "c") == 2
+    assert "the gradients of 1 of --accumulate 2 batches are not in such a file" in capsys.readouterr().err
+
+    def spoil(kind: str, name: Any, value: float | None) -> None:
+        written = torch.load(half, weights_only=True)
+        entry = written["model"] if kind == "model" else written["optimizer"]["state"][0]
+        entry[name] = entry[name].int() if value is None else torch.full_like(entry[name], value)
+        torch.save(written, tmp_path / "spoilt.pt")
+
+    for kind, name, value, message in (
+        ("model", "0.weight", float("nan"), "its weight '0.weight' is not finite"),
+        ("model", "0.weight", None, "its weight '0.weight' is int32, not floating point"),
+        ("state", "exp_avg_sq", -1.0, "its optimizer's exp_avg_sq of parameter 0 is negative: -1.0"),
+        ("state", "step", -5.0, "its optimizer's step of parameter 0 is negative: -5.0"),
+        ("state", "exp_avg", float("inf"), "its optimizer's exp_avg of parameter 0 is not finite"),
+    ):
+        spoil(kind, name, value)
+        assert train("--epochs", 3, "--resume-torch", tmp_path / "spoilt.pt", "--run-dir", tmp_path / "c") == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
 
 
 def test_a_schedule_is_not_resumed_past_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     schedule = "--scheduler one_cycle_lr --scheduler-interval step --scheduler-option max_lr=0.1"
-    flags = f"--quiet --limit 6 --epochs 1 --option momentum=0.9 {schedule} --scheduler-option total_steps=8"
+    flags = f"--quiet --limit 6 --option momentum=0.9 {schedule} --scheduler-option total_steps=8"
     half = tmp_path / "half.pt"
     for files, expected in {("--export-torch", half): 0, ("--resume-torch", half): 2}.items():
-        run = ["--run-dir", str(tmp_path / files[0]), *map(str, files)]
+        run = ["--run-dir", str(tmp_path / files[0]), *map(str, files), "--epochs", "2" if expected else "1"]
         monkeypatch.setattr(sys, "argv", ["train", *flags.split(), *run])
         assert main() == expected
     message = "it has 8 steps, and the run takes 6 after the 6 it has taken"

@@ -84,6 +84,8 @@ def check_regular(path: Path) -> None:
         return
     if kind := _KINDS.get(stat.S_IFMT(mode)):
         raise PtFileError(f"it is {kind}, not a file")
+    if path.suffix == ".distcp":
+        raise PtFileError(f"it is a part of a folder of {DCP}")
     if stat.S_ISDIR(mode):
         raise PtFileError(_about_folder(path))
 
@@ -111,14 +113,17 @@ def check_folder(folder: Path) -> None:
             raise PtFileError(f"{inside}: {spread}")
 
 
+DCP = (
+    "torch.distributed.checkpoint: "
+    'torch.distributed.checkpoint.format_utils.dcp_to_torch_save(folder, "one.pt") makes one file of it'
+)
+
+
 def _spread(folder: Path) -> str | None:
     """What to do about a folder of many processes' parts; None of any other."""
     names = {each.name for each in folder.iterdir()}
     if ".metadata" in names or any(name.endswith(".distcp") for name in names):
-        return (
-            "it is a folder of torch.distributed.checkpoint: "
-            'torch.distributed.checkpoint.format_utils.dcp_to_torch_save(folder, "one.pt") makes one file of it'
-        )
+        return f"it is a folder of {DCP}"
     if any(name.endswith(("_optim_states.pt", "_model_states.pt")) for name in names):
         return (
             "it is a folder of DeepSpeed: zero_to_fp32.py, which DeepSpeed puts beside it, makes one file of the "

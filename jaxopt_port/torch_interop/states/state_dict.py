@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from jaxopt_port.flat import Flat
 from jaxopt_port.hyper import find_state, get_hyper, set_hyper
 from jaxopt_port.optimizer import Optimizer, OptState
 from jaxopt_port.param_groups import ParamGroup, leaf_paths
@@ -160,6 +161,8 @@ def optimizer_state_dict(
     """
     lifted, name = algorithm(optimizer), rule_name(optimizer)
     opt_state, order = find_state(state), parameters(params, mapping, param_names)
+    if isinstance(lifted, Flat):
+        opt_state = lifted.unflatten(opt_state, params)
     known, frozen = order.parameters, lifted.frozen_leaves(params)
     unnamed = [one.name for one in order.left_out if not all(frozen[leaf] for leaf in one.leaves)]
     if unnamed:

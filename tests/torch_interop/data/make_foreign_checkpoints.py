@@ -6,6 +6,7 @@
 Each has the network of make_hf_trainer_checkpoint.py after some steps of an optimizer.
 """
 # pyright: basic, reportMissingImports=false, reportOptionalMemberAccess=false, reportAttributeAccessIssue=false
+# pyright: reportArgumentType=false, reportPrivateImportUsage=false
 
 import argparse
 import importlib.util

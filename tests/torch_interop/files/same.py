@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-STRINGS = torch.device, torch.layout, torch.torch_version.TorchVersion
+STRINGS = torch.device, torch.layout, type(torch.__version__)
 
 
 def raw(x: Any) -> bytes:
@@ -33,6 +33,7 @@ def assert_same(ours: Any, theirs: Any) -> None:
             assert_same(key, their_key)
             assert_same(value, their_value)
         if isinstance(theirs, collections.defaultdict):
+            assert isinstance(ours, collections.defaultdict)
             assert ours.default_factory is theirs.default_factory
     elif isinstance(theirs, list | tuple | collections.deque):
         assert type(ours) is (tuple if isinstance(theirs, torch.Size) else type(theirs))

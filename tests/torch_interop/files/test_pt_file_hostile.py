@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from benchmarks.fuzz_pt_file import fuzz
-from jaxopt_port.torch_interop import PtFileError, load, save
+from jaxopt_port.torch_interop import PtFileError, Unknown, load, save
 from jaxopt_port.torch_interop.files import pickle_writer
 
 MANY = 20_000
@@ -174,6 +174,42 @@ def test_bombs(bomb: str, mmap: bool, tmp_path: Path) -> None:
     memory = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert memory < 2**20 + 300 * path.stat().st_size
+
+
+PLACEHOLDERS = {  # what is inside the limits, in the many forms that it may have
+    "one inside another": b"cm\nC\nq\x000N" + b"q\x010h\0h\1\x85\x81" * MANY,
+    "one argument for all": b"cm\nC\nq\x000(" + b"N" * MANY + b"tq\x010](" + b"h\0h\1\x81" * MANY + b"e",
+    "of themselves": b"cm\nC\nq\x000](" + b"h\0)\x81q\1}X\1\0\0\0ah\1sb" * MANY + b"e",
+    "classes": b"](" + b"cm\nC\n" * MANY + b"e",
+    "as keys": b"}(" + b"cm\nC\nN" * MANY + b"u",
+    "that are filled": b"cm\nC\n)\x81(" + b"N" * MANY + b"e" + b"(" + b"NN" * MANY + b"u",
+}
+
+
+@pytest.mark.parametrize("name", PLACEHOLDERS)
+def test_placeholders_take_memory_in_proportion(name: str, tmp_path: Path) -> None:
+    path = write_pickle(tmp_path / "a.pt", PLACEHOLDERS[name])
+    tracemalloc.start()
+    kept = load(path, unknown="keep")
+    memory = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert memory < 2**20 + 300 * path.stat().st_size
+    first = kept if isinstance(kept, Unknown) else next(iter(kept))
+    assert (first.full, len(repr(first)) < 1000) == ("m.C", True)
+    with pytest.raises(PtFileError, match=r"m\.C"):
+        load(path)
+
+
+def test_many_keys_of_one_hash(tmp_path: Path) -> None:
+    """Tuples of numbers that are the same modulo Python's prime hash alike; a few of them are no attack."""
+    tuples = [tuple((x >> i & 1) * (2**61 - 1) for i in range(10)) for x in range(1000)]
+    assert len({hash(key) for key in tuples}) == 1
+    program = b"}(" + b"".join(integers(*key) + b"N" for key in tuples) + b"u"
+    with pytest.raises(PtFileError, match="too many keys of one hash"):
+        load(write_pickle(tmp_path / "a.pt", program))
+    few = dict.fromkeys(tuples[:50])
+    program = b"](" + (b"}(" + b"".join(integers(*key) + b"N" for key in few) + b"u") * 20 + b"e"
+    assert load(write_pickle(tmp_path / "a.pt", program)) == [few] * 20
 
 
 @pytest.mark.parametrize("mmap", [False, True])

@@ -16,7 +16,7 @@ OBJ = {"a": np.arange(3), "n": 1}
 
 @pytest.mark.parametrize("write", [save, save_safetensors])
 def test_open_files(write: Any, tmp_path: Path) -> None:
-    read = load if write is save else load_safetensors
+    read: Any = load if write is save else load_safetensors
     arrays = {"a": np.arange(3)}
     write(arrays, tmp_path / "a")
     memory = io.BytesIO()
@@ -93,6 +93,13 @@ def test_a_folder_is_refused_with_the_remedy(files: list[str], message: str, tmp
         (tmp_path / name).touch()
     with pytest.raises(PtFileError, match=message):
         load(tmp_path)
+
+
+def test_a_part_of_a_folder_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    save({"a": np.ones(1)}, tmp_path / "a.pt")
+    (tmp_path / "a.pt").rename(tmp_path / "__0_0.distcp")
+    with pytest.raises(PtFileError, match="dcp_to_torch_save"):
+        load(tmp_path / "__0_0.distcp")
 
 
 def test_one_archive_and_nothing_before_it(tmp_path: Path) -> None:

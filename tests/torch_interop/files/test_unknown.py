@@ -90,7 +90,7 @@ def saved(obj: Any, path: Path) -> Path:
 def test_a_placeholder_shows_what_the_file_says(tmp_path: Path) -> None:
     slots, loop = Slots(), Config(depth=1)
     slots.a = 3
-    loop.me = loop
+    vars(loop)["me"] = loop
     obj = {
         "config": Config(lr=0.1, weight=torch.arange(3)),
         "kind": Kind.FAST,
