@@ -26,7 +26,7 @@ MODULES = (
     "jaxopt_port.torch_interop",
     "jaxopt_port.compare",
 )
-ALIASES = {"jaxopt_port.swa_utils.swalr"}  # of jaxopt_port.lr_scheduler
+ALIASES = {"jaxopt_port.swa_utils.swalr", "jaxopt_port.swa_utils.swa_lr"}  # of lr_scheduler.swalr
 FENCE = re.compile(r"^( *)```(\w+)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 
 
