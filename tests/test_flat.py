@@ -249,7 +249,7 @@ def test_buffers_and_form():
         assert jax.tree.map(lambda x: (x.shape, x.dtype), made) == jax.tree.map(
             lambda x: (x.shape, x.dtype), flat.init(SMALL)
         )
-    assert_same_bits(optim.flat(plain).init({}).slots, AdamState(({},), ({},), None))
+    assert tuple(optim.flat(plain).init({}).slots) == (({},), ({},), None)
 
 
 def test_mistakes():
