@@ -31,7 +31,8 @@ def flat(optimizer: Optimizer) -> Optimizer:
     them. On a CPU, where that costs little and copies cost much, the optimizer as it is is 1.5 to 5 times faster.
 
     Parameters and gradients stay as they are: the step joins them, and takes the new parameters apart. So make
-    gradients and step in one jitted function. The numbers are the same, to the last bit. A step in which some
+    gradients and step in one jitted function. The numbers are the same, to the last bit (through `update` up to what
+    XLA makes of `new - old`). A step in which some
     parameters have no gradient, and every step after it, goes by arrays as without `flat`, and its state is taken apart
     and joined: right, but slow; parameters that never have a gradient belong in a group with `frozen=True`.
 
