@@ -162,7 +162,7 @@ def test_every_k_around_it():
     assert_same_run(optim.every_k(plain, 2), optim.every_k(flat, 2), [{**grads(0), "bias": None}, grads(1)], flat)
 
 
-def test_chain_train_state_and_scheduler():
+def check_chain_train_state_and_scheduler() -> None:
     plain, flat = pair(lr=0.1)
     ends = []
     for optimizer in (plain, flat):
@@ -180,7 +180,12 @@ def test_chain_train_state_and_scheduler():
     assert optim.get_hyper(ends[1].opt_state)[0]["lr"] == 0.025
 
 
-def test_nnx():
+def test_chain_train_state_and_scheduler():
+    """Elsewhere XLA may fuse new - old and the sum that follows into the step, and contract them in other places."""
+    run_in_process(check_chain_train_state_and_scheduler, SETTINGS["XLA_FLAGS"])
+
+
+def check_nnx() -> None:
     ends = []
     for optimizer in pair():
         model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
@@ -189,6 +194,11 @@ def test_nnx():
             nnx_optimizer.update(model, nnx.grad(lambda m: (m(jnp.ones((1, 3))) ** 2).sum())(model))
         ends.append(nnx.state(model))
     assert_same_bits(ends[1], ends[0])
+
+
+def test_nnx():
+    """Its update goes through new - old as well."""
+    run_in_process(check_nnx, SETTINGS["XLA_FLAGS"])
 
 
 def test_files():
