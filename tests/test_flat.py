@@ -249,7 +249,7 @@ def test_buffers_and_form():
         assert jax.tree.map(lambda x: (x.shape, x.dtype), made) == jax.tree.map(
             lambda x: (x.shape, x.dtype), flat.init(SMALL)
         )
-    assert_same_bits(optim.flat(plain).init({}).slots, AdamState(({},), ({},), None))
+    assert tuple(optim.flat(plain).init({}).slots) == (({},), ({},), None)
 
 
 def test_mistakes():
@@ -286,7 +286,7 @@ def test_on_an_explicit_mesh():
         new, _ = jax.jit(flat.step)(given, flat.init(params), params)
         expected, _ = jax.jit(plain.step)(given, plain.init(params), params)
     assert_same_bits(new, expected)
-    assert new["kernel"].sharding.spec == PartitionSpec("data")
+    assert new["kernel"].sharding.is_equivalent_to(sharded, 2)
 
 
 def test_program_for_cuda():
