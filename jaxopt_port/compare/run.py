@@ -1,8 +1,8 @@
 """The port's own run from torch's start, step by step, and beside it the same run from starts that are nudged.
 
 Two runs that differ in their last bits part, how fast depends on the network: the nudged runs show how fast these do.
-What is further off than they are is no rounding. A tie that rounding decides in ours alone moves it further at once, and
-its losses and steps with it: what was off before a step is no fault of the step.
+What is further off than they are is no rounding. A tie that rounding decides in ours alone moves it further at once,
+and its losses and steps with it: what was off before a step is no fault of the step.
 """
 
 from dataclasses import dataclass, field
