@@ -20,6 +20,7 @@ from jaxopt_port.closure.minimize import Minimized as Minimized
 from jaxopt_port.closure.minimize import minimize as minimize
 from jaxopt_port.closure.nonlinear_cg import nonlinear_cg as nonlinear_cg
 from jaxopt_port.closure.stop import Stop as Stop
+from jaxopt_port.exact import exact as exact
 from jaxopt_port.factory import factory as factory
 from jaxopt_port.flat import flat as flat
 from jaxopt_port.flat import flatten_state as flatten_state
@@ -119,6 +120,7 @@ __all__ = [
     "compare",
     "drop_frozen",
     "every_k",
+    "exact",
     "factory",
     "find_state",
     "flat",
@@ -158,6 +160,8 @@ def __getattr__(name: str) -> Any:
             f"module 'jaxopt_port' has no attribute {name!r}: torch's {name} is jaxopt_port.{ours}, a function without "
             "the parameters, which go to init(params)"
         )
+    if name.endswith("_") and name[:-1] in __all__:
+        raise AttributeError(f"module 'jaxopt_port' has no attribute {name!r}: it is {name[:-1]}, which returns them")
     raise AttributeError(f"module 'jaxopt_port' has no attribute {name!r}")
 
 

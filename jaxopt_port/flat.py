@@ -12,7 +12,7 @@ from jaxopt_port import slots as slots_
 from jaxopt_port.checks import check_grad, flatten_like
 from jaxopt_port.hyper import find_state, replace_state
 from jaxopt_port.lift import Leaf, Lifted
-from jaxopt_port.optimizer import Algorithm, Optimizer, OptState, algorithm_of
+from jaxopt_port.optimizer import Algorithm, Optimizer, OptState, algorithm_of, check_optimizer
 from jaxopt_port.param_groups import ParamGroup, leaf_paths
 from jaxopt_port.rule import is_sparse
 from jaxopt_port.scalars import float64
@@ -287,6 +287,7 @@ def _split(vector: Any, likes: Sequence[Any]) -> Sequence[Any]:
 
 
 def _algorithm(optimizer: Any) -> Algorithm:
+    check_optimizer(optimizer, "flat(optimizer)")
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"flat takes an optimizer as its factory returns it, not a {type(optimizer).__name__}")
     return algorithm_of(optimizer)

@@ -39,7 +39,6 @@ __all__ = [
     "get_ema_multi_avg_fn",
     "get_swa_avg_fn",
     "get_swa_multi_avg_fn",
-    "swa_lr",
     "swalr",
     "update_bn",
 ]
