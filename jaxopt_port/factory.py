@@ -83,8 +83,8 @@ def _bind(name: str, signature: inspect.Signature, args: Any, kwargs: Any) -> in
     if args and first in kwargs:
         raise TypeError(
             f"{name}() got {first} twice, as its first argument a {type(args[0]).__name__} and "
-            f"{first}={kwargs[first]!r}: the parameters do not belong here, but to {name}({first}=...).init(params), and "
-            "groups to param_groups=[ParamGroup(...)]"
+            f"{first}={kwargs[first]!r}: the parameters do not belong here, but to {name}({first}=...).init(params), "
+            "and groups to param_groups=[ParamGroup(...)]"
         )
     try:
         bound = signature.bind(*args, **kwargs)
