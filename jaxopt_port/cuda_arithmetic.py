@@ -134,6 +134,9 @@ def _evaluate(name: str, jaxpr: Jaxpr, consts: Sequence[Any], given: Sequence[Va
     uses = Counter(v for vs in (jaxpr.outvars, *(eqn.invars for eqn in jaxpr.eqns)) for v in vs if _is_var(v))
     values: dict[Any, Value] = {}
 
+    def read(v: Any) -> Value:
+        return values[v] if _is_var(v) else Known(v.val, True)
+
     def write(variables: Sequence[Any], new: Sequence[Value]) -> None:
         for v, value in zip(variables, new, strict=True):
             values[v] = value if uses[v] == 1 or isinstance(value, Known) else Known(value.array)
@@ -141,14 +144,14 @@ def _evaluate(name: str, jaxpr: Jaxpr, consts: Sequence[Any], given: Sequence[Va
     write(jaxpr.constvars, [Known(x, np.ndim(x) == 0) for x in consts])
     write(jaxpr.invars, given)
     for eqn in jaxpr.eqns:
-        ins = [values[v] if _is_var(v) else Known(v.val, True) for v in eqn.invars]
+        ins = [read(v) for v in eqn.invars]
         if "jaxpr" in eqn.params and eqn.primitive.name in ("jit", "pjit", "closed_call"):
             inner = eqn.params["jaxpr"]
             new = _evaluate(name, inner.jaxpr, inner.consts, ins)
         else:
             new = [_apply(name, eqn, ins)]
         write(eqn.outvars, new)
-    return [values[v] if _is_var(v) else Known(v.val, True) for v in jaxpr.outvars]
+    return [read(v) for v in jaxpr.outvars]
 
 
 def _apply(name: str, eqn: Any, ins: Sequence[Value]) -> Value:
@@ -209,7 +212,7 @@ OPERATIONS: dict[str, Callable[..., Value]] = {
 
 
 def _mul(a: jax.Array, b: jax.Array) -> jax.Array:
-    return rounded(a * b)
+    return rounded(a * rounded(b))  # compilers see through the absolute value of a square, if it looks like one
 
 
 def _div(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -254,6 +254,12 @@ def test_a_multiply_add_of_what_is_not_finite():
     np.testing.assert_array_equal(jax.jit(cuda_arithmetic._fma)(a, b, c), expected)
 
 
+def test_a_square_is_rounded_before_it_is_taken_away():
+    a, b, _ = kinds(10**6)["normal"]
+    difference = jax.jit(lambda x, y: y - cuda_arithmetic._mul(x, x))(a, b)
+    assert differing(difference, b - a * a) == 0
+
+
 @pytest.mark.parametrize("operation", ["div", "sqrt", "mul"])
 def test_quotients_roots_and_products(operation):
     a, b, _ = kinds(10**6)["exponents"]
@@ -389,7 +395,7 @@ def test_derivatives():
     def loss(rate: jax.Array, optimizer: optim.Optimizer) -> jax.Array:
         state = optim.set_hyper(optimizer.init(PARAMS), lr=rate)
         params, _ = optimizer.step(grads(0), state, PARAMS)
-        return sum(jnp.sum(x**2) for x in jax.tree.leaves(params))
+        return jnp.stack([jnp.sum(x**2) for x in jax.tree.leaves(params)]).sum()
 
     plain = optim.adam(lr=0.1, eps=0.1)
     exact, expected = (jax.grad(loss)(0.1, optimizer) for optimizer in (optim.exact(plain), plain))
