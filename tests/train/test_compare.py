@@ -185,7 +185,7 @@ def test_a_fault_in_a_batch_is_found(
     [
         ("--bound -1", "--bound -1.0: must be at least 0"),
         ("--report no/such/report.html", "--report no/such/report.html: is a directory, or in one that does not exist"),
-        ("--run-dir new", "--run-dir new: no run folder is written"),
+        ("--run-dir new", "/new: no run folder is written"),
         ("--optimizer nonlinear_cg", "torch has none to compare with"),
     ],
 )
