@@ -12,6 +12,7 @@ import random
 import sys
 import tempfile
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from train.__main__ import main as train
@@ -143,7 +144,7 @@ def drawn(draw: random.Random) -> list[str]:
     return line
 
 
-def tried(line: list[str]) -> str:
+def tried(line: Sequence[str]) -> str:
     """What became of a command line."""
     errors = io.StringIO()
     sys.argv = ["train", *line, "--steps", "2", "--quiet"]

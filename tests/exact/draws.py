@@ -37,7 +37,7 @@ class Draw(NamedTuple):
     seed: int
 
 
-def numbers(low: float, high: float, **excluded: bool) -> Any:
+def numbers(low: float, high: float, **excluded: Any) -> Any:
     """Numbers that a hyper-parameter can be: of the magnitudes that a float32 has."""
     from hypothesis import strategies as st
 

@@ -94,7 +94,7 @@ def test_a_run_that_goes_on_is_the_same(name: str, tmp_path: Path, monkeypatch: 
 
 def test_a_process_is_killed_and_goes_on(tmp_path: Path) -> None:
     """SIGKILL, where it falls."""
-    flags = f"{COMMON} --option momentum=0.9".split()
+    flags: list[str] = [*f"{COMMON} --option momentum=0.9".split()]
     ended, _ = killed(flags, tmp_path / "killed", kill_resume.Moment(0.01, trains=True))
     assert not ended
     while not ended:

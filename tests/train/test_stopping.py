@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,7 +62,7 @@ def short(monkeypatch: pytest.MonkeyPatch, *argv: object) -> int:
 
 
 @pytest.fixture
-def _handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+def _handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The program's handlers, and after it those of before."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.setattr(stopping, "asked", None)
@@ -78,7 +80,7 @@ def test_while_it_draws(
 ) -> None:
     save = plot.save
 
-    def interrupted(*args: object) -> None:
+    def interrupted(*args: Any) -> None:
         os.kill(os.getpid(), number)
         save(*args)
 

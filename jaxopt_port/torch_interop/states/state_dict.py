@@ -174,7 +174,8 @@ def optimizer_state_dict(
         raise ValueError(f"param_names has no {', '.join(unnamed)}, which the optimizer steps: give it all names")
     if name == "lbfgs":
         live = get_hyper(opt_state)[0]
-        group = {**live, **lifted.static, "params": list(range(len(known))), "param_names": [p.name for p in known]}
+        static: dict[str, Any] = lifted.static  # pyright: ignore[reportAssignmentType]
+        group = {**live, **static, "params": list(range(len(known))), "param_names": [p.name for p in known]}
         states = lbfgs_state.save(opt_state, known, params)
         if states:
             order.check(known, by_shape=False)
