@@ -142,7 +142,7 @@ def growth_table(arguments: argparse.Namespace, out: list[str], numbers: list[Ro
         params = jax.ShapeDtypeStruct((size,), jnp.float32)
         step = jax.jit(lambda p, s, g: optimizer.step(g, s, p), donate_argnums=(0, 1))
         lowered = step.lower(params, jax.eval_shape(optimizer.init, params), params)
-        used = lowered.compile().memory_analysis()
+        used: Any = lowered.compile().memory_analysis()
         per = [x / 4 / size for x in (used.argument_size_in_bytes, used.temp_size_in_bytes)]
         row: Row = {}
         if size <= TIMED_UP_TO:

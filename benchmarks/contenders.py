@@ -30,7 +30,7 @@ OPTAX: dict[str, Callable[[], optax.GradientTransformation]] = {
     "sgd": lambda: optax.sgd(1e-3, momentum=0.9),
 }
 FUSED = ("adagrad", "adam", "adamw", "sgd")
-WITHOUT_FOREACH = ("lbfgs", "sparse_adam")
+WITHOUT_FOREACH = ("lbfgs", "muon", "sparse_adam")
 SPARSE_ROWS = 100  # a gradient of sparse_adam has one row in so many
 
 
@@ -67,7 +67,7 @@ class JaxStep:
         start = time.perf_counter()
         self.compiled = jax.jit(whole, donate_argnums=(0, 1)).lower(self.params, self.state, self.grads).compile()
         self.compile_s = time.perf_counter() - start
-        used = self.compiled.memory_analysis()
+        used: Any = self.compiled.memory_analysis()
         self.temporary = used.temp_size_in_bytes / sum(p.nbytes for p in self.params)
 
     def dispatch(self) -> None:
@@ -93,7 +93,9 @@ class TorchStep:
             tensor.grad = torch.from_numpy(grad).to(device)
             if name == "sparse_adam":
                 rows = torch.from_numpy(sparse_rows(tensor.shape)).to(device)
-                tensor.grad = torch.sparse_coo_tensor(rows[None], tensor.grad[rows], tensor.shape).coalesce()
+                tensor.grad = torch.sparse_coo_tensor(
+                    rows[None], tensor.grad[rows], tensor.shape, check_invariants=False
+                )
         flags = {} if name in WITHOUT_FOREACH else {"foreach": form in ("foreach", "compiled")}
         flags |= {"fused": True, "foreach": False} if form in ("fused", "CUDA graph") else {}
         flags |= {"capturable": True} if form == "CUDA graph" else {}

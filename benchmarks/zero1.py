@@ -36,7 +36,7 @@ def collectives(hlo: str, devices: int) -> dict[str, tuple[int, int]]:
             )
             whole = size * devices if kind == "reduce-scatter" else size
             number[kind] += 1
-            sent[kind] += whole * (devices - 1) // devices * (2 if kind == "all-reduce" else 1)
+            sent[kind] += whole * (devices - 1) * (2 if kind == "all-reduce" else 1) // devices
     return {kind: (number[kind], sent[kind]) for kind in KINDS}
 
 

@@ -10,6 +10,8 @@ from latex2mathml.converter import convert
 BLOCK = re.compile(r"^( *)\.\. math::(.*(?:\n(?:\1 +.*)?)*)", re.MULTILINE)
 INLINE = re.compile(r":math:`([^`]+)`")
 SECTION = re.compile(r"^Example:$", re.MULTILINE)
+CODE = re.compile(r"::$", re.MULTILINE)  # before a literal block
+BROKEN = re.compile(r"(?<!\\)\\\n")  # a space, at the end of a line
 
 
 class Docstrings(griffe.Extension):
@@ -20,12 +22,12 @@ class Docstrings(griffe.Extension):
 
 def translated(docstring: str) -> str:
     docstring = BLOCK.sub(_block, docstring)
-    docstring = INLINE.sub(lambda found: convert(found[1]), docstring)
-    return SECTION.sub("Examples:", docstring)
+    docstring = INLINE.sub(lambda found: f"<span>{convert(found[1])}</span>", docstring)
+    return CODE.sub(":", SECTION.sub("Examples:", docstring))
 
 
 def _block(found: re.Match[str]) -> str:
-    formula = textwrap.dedent(found[2]).strip()
+    formula = BROKEN.sub(r"\\; ", textwrap.dedent(found[2]).strip())
     if "&" in formula:
         formula = rf"\begin{{split}} {formula} \end{{split}}"
-    return f"{found[1]}<div>{convert(formula, display='block')}</div>\n\n"
+    return f'{found[1]}<div class="formula">{convert(formula, display="block")}</div>\n\n'

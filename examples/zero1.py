@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 import jaxopt_port as optim
 
 AXIS = "data"
-STATE = optim.OptState(steps=P(), slots=P(AXIS), param_groups=P())  # what is divided: the slots
+STATE: Any = optim.OptState(*(P(), P(AXIS), P()))  # steps, slots, param_groups: the slots are divided
 
 
 def rows(tree: Any, devices: int) -> Any:
@@ -75,4 +75,5 @@ if __name__ == "__main__":
     params, state = jax.device_put(params, jax.NamedSharding(mesh, P())), init(params)
     for _ in range(20):
         params, state, loss = step(params, state, batch)
-    print(f"loss {loss:.4f}; a device has {state.slots.exp_avg['in']['kernel'].addressable_shards[0].data.size} of 165")
+        print(f"loss {loss:.4f}")
+    print(f"a device has {state.slots.exp_avg['in']['kernel'].addressable_shards[0].data.size} of 165")

@@ -160,6 +160,8 @@ def __getattr__(name: str) -> Any:
             f"module 'jaxopt_port' has no attribute {name!r}: torch's {name} is jaxopt_port.{ours}, a function without "
             "the parameters, which go to init(params)"
         )
+    if name.endswith("_") and name[:-1] in __all__:
+        raise AttributeError(f"module 'jaxopt_port' has no attribute {name!r}: it is {name[:-1]}, which returns them")
     raise AttributeError(f"module 'jaxopt_port' has no attribute {name!r}")
 
 

@@ -13,12 +13,30 @@ from jaxopt_port.scalars import is_known
 Tree = Any
 
 
-def flatten_like(treedef: Any, tree: Tree, what: str) -> list[Any]:
+def flatten_like(treedef: Any, tree: Tree, what: str, like: str = "the parameters") -> list[Any]:
     """The leaves of a tree that has to be like the parameters'; what stands where one of theirs does is a leaf."""
     try:
         return treedef.flatten_up_to(tree)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"the tree of {what} is not that of the parameters: {error}") from None
+        why = error
+    try:
+        treedef.flatten_up_to(jax.tree.map(_Form, tree))
+    except (ValueError, TypeError) as error:
+        why = error  # with shapes in place of numbers
+    raise ValueError(
+        f"the tree of {what} is not that of {like}: {str(why).partition(chr(10))[0]} Give a tree like {like}, as "
+        "jax.grad(loss_fn)(params) returns it"
+    )
+
+
+class _Form:
+    """How an array is shown in an error."""
+
+    def __init__(self, x: Any):
+        self.x = x
+
+    def __repr__(self) -> str:
+        return f"{jnp.result_type(self.x)}{list(jnp.shape(self.x))}" if hasattr(self.x, "shape") else repr(self.x)
 
 
 def check_grad(params: Tree, index: int, p: Any, g: Any, check: Callable[[Any], None]) -> None:

@@ -17,6 +17,8 @@ RENAMED = {
     "learning_rate": "torch's name is lr",
     "b1": "torch's names are betas=(b1, b2)",
     "b2": "torch's names are betas=(b1, b2)",
+    "beta1": "torch's names are betas=(beta1, beta2)",
+    "beta2": "torch's names are betas=(beta1, beta2)",
     "params": "the parameters go to init, optimizer.init(params), and groups to param_groups=[ParamGroup(...)]",
     "mask": "leave parameters out by ParamGroup(which, weight_decay=0.0) or ParamGroup(which, frozen=True)",
     "mu_dtype": "give init the parameters in that dtype, and the state has it",
@@ -61,10 +63,29 @@ def factory(rule: Rule, **fixed: Any) -> Callable[[F], F]:
     return decorate
 
 
+def told(function: F) -> F:
+    """Decorator: a factory without a rule says of wrong arguments what those with one say."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def make(*args: Any, **kwargs: Any) -> Optimizer:
+        bound = _bind(function.__name__, signature, args, kwargs)
+        return function(*bound.args, **bound.kwargs)
+
+    return make  # pyright: ignore[reportReturnType]
+
+
 def _bind(name: str, signature: inspect.Signature, args: Any, kwargs: Any) -> inspect.BoundArguments:
     for given in kwargs:
         if given not in signature.parameters and given in RENAMED:
             raise TypeError(f"{name}() got an unexpected keyword argument {given!r}: {RENAMED[given]}")
+    first = next(iter(signature.parameters))
+    if args and first in kwargs:
+        raise TypeError(
+            f"{name}() got {first} twice, as its first argument a {type(args[0]).__name__} and "
+            f"{first}={kwargs[first]!r}: the parameters do not belong here, but to {name}({first}=...).init(params), "
+            "and groups to param_groups=[ParamGroup(...)]"
+        )
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:

@@ -12,7 +12,7 @@ from jaxopt_port import slots as slots_
 from jaxopt_port.checks import check_grad, flatten_like
 from jaxopt_port.hyper import find_state, replace_state
 from jaxopt_port.lift import Leaf, Lifted
-from jaxopt_port.optimizer import Algorithm, Optimizer, OptState, algorithm_of
+from jaxopt_port.optimizer import Algorithm, Optimizer, OptState, algorithm_of, check_optimizer
 from jaxopt_port.param_groups import ParamGroup, leaf_paths
 from jaxopt_port.rule import is_sparse
 from jaxopt_port.scalars import float64
@@ -31,9 +31,10 @@ def flat(optimizer: Optimizer) -> Optimizer:
     them. On a CPU, where that costs little and copies cost much, the optimizer as it is is 1.5 to 5 times faster.
 
     Parameters and gradients stay as they are: the step joins them, and takes the new parameters apart. So make
-    gradients and step in one jitted function. The numbers are the same, to the last bit. A step in which some
-    parameters have no gradient, and every step after it, goes by arrays as without `flat`, and its state is taken apart
-    and joined: right, but slow; parameters that never have a gradient belong in a group with `frozen=True`.
+    gradients and step in one jitted function. The numbers are the same, to the last bit (through `update` up to what
+    XLA makes of `new - old`). A step in which some parameters have no gradient, and every step after it, goes by arrays
+    as without `flat`, and its state is taken apart and joined: right, but slow; parameters that never have a gradient
+    belong in a group with `frozen=True`.
 
     `set_hyper`, schedulers, chains, `every_k`, `add_param_group` and files work as before. `unflatten_state` gives the
     state as the optimizer itself has it, for what needs it like the parameters (`optax.tree.map_params`, shardings by
@@ -69,7 +70,8 @@ def flat(optimizer: Optimizer) -> Optimizer:
             f"flat joins arrays, and {algorithm.rule.name} does not say that it works element by element "
             "(Rule(elementwise=True)): use the optimizer as it is"
         )
-    return _optimizer(Flat(algorithm))
+    new = Flat(algorithm)
+    return Optimizer(new.init, new.update)
 
 
 def flatten_state(optimizer: Optimizer, state: T, params: Tree) -> T:
@@ -285,6 +287,7 @@ def _split(vector: Any, likes: Sequence[Any]) -> Sequence[Any]:
 
 
 def _algorithm(optimizer: Any) -> Algorithm:
+    check_optimizer(optimizer, "flat(optimizer)")
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"flat takes an optimizer as its factory returns it, not a {type(optimizer).__name__}")
     return algorithm_of(optimizer)
@@ -295,7 +298,3 @@ def _flat(optimizer: optax.GradientTransformation) -> Flat:
     if not isinstance(algorithm, Flat):
         raise TypeError(f"{algorithm!r} is not flat: pass flat(optimizer)")
     return algorithm
-
-
-def _optimizer(algorithm: Algorithm) -> Optimizer:
-    return Optimizer(algorithm.init, algorithm.update)

@@ -272,7 +272,10 @@ class Lifted(Algorithm):
 
     def _check_state(self, state: Any) -> None:
         if not isinstance(state, OptState):
-            raise TypeError(f"expected the OptState that init returned, got a {type(state).__name__}")
+            raise TypeError(
+                f"expected the OptState that init returned, got a {type(state).__name__}: state comes before params, "
+                "as in step(grads, state, params)"
+            )
         kind, needed = type(state.slots), self.rule.slots
         if kind is not needed:
             raise ValueError(

@@ -37,6 +37,17 @@ from jaxopt_port.param_groups import ParamGroup
 Tree = Any
 
 
+# What torch's optimizers have, and where it is here.
+TORCHS = {
+    "add_param_group": "it is jaxopt_port.add_param_group(optimizer, state, params, group)",
+    "load_state_dict": "it is jaxopt_port.torch_interop.load_optimizer(factory, state_dict, params, mapping)",
+    "param_groups": "read them with jaxopt_port.get_hyper(state), change them with set_hyper(state, lr=...)",
+    "state": "it is a value that init(params) and step return",
+    "state_dict": "it is jaxopt_port.torch_interop.optimizer_state_dict(optimizer, state, params, mapping)",
+    "zero_grad": "gradients are values here, and jax.grad returns new ones; jaxopt_port.zero_grad(grads) empties a sum",
+}
+
+
 class OptState(NamedTuple):
     """The state of an optimizer, a pytree.
 
@@ -109,7 +120,18 @@ class Optimizer(optax.GradientTransformationExtraArgs):
         Returns:
           `(loss, params, state)`, or `((loss, aux), params, state)`; the loss is that of the parameters given.
         """
+        if not callable(closure):
+            raise TypeError(
+                "step_closure takes (closure, state, params, *args): closure must be a function, (params, *args) -> "
+                f"loss, not {described(closure)}"
+            )
         return algorithm_of(self).step_closure(closure, state, params, *args, has_aux=has_aux)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            hint = f": {TORCHS[name]}" if name in TORCHS else ""
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
 
 
 class Algorithm:
@@ -173,6 +195,12 @@ def add_param_group(
       >>> [group["lr"] for group in optim.get_hyper(state)]
       [0.1, 0.1, 0.01]
     """
+    check_optimizer(optimizer, "add_param_group(optimizer, state, params, group)")
+    if not isinstance(group, ParamGroup):
+        raise TypeError(
+            "add_param_group takes (optimizer, state, params, group): group must be a ParamGroup(which, lr=...), not "
+            f"{described(group)}"
+        )
     new, state = algorithm_of(optimizer).add_param_group(state, params, group)
     return Optimizer(new.init, new.update), state
 
@@ -203,12 +231,29 @@ def drop_frozen(optimizer: Optimizer, grads: Tree, params: Tree) -> Tree:
       >>> print(optim.get_total_norm(grads))
       5.0
     """
+    check_optimizer(optimizer, "drop_frozen(optimizer, grads, params)")
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"a {type(optimizer).__name__} has no parameter groups: pass the optimizer inside")
     treedef = jax.tree.structure(params)
     leaves = flatten_like(treedef, grads, "the gradients")
     frozen = algorithm_of(optimizer).frozen_leaves(params)
     return treedef.unflatten(None if each else g for g, each in zip(leaves, frozen, strict=True))
+
+
+def described(given: Any) -> str:
+    """What was given where something else is wanted, short."""
+    if isinstance(given, str | int | float | None):
+        return repr(given)
+    name = getattr(given, "__name__", None)
+    return f"a {type(given).__name__}" if name is None else f"{name}, a {type(given).__name__}"
+
+
+def check_optimizer(optimizer: Any, where: str) -> None:
+    """That it is an optimizer, and not its name, the function that makes it or its state."""
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(
+            f"{where} needs an optimizer, as jaxopt_port.adam(lr=...) returns it, not {described(optimizer)}"
+        )
 
 
 def algorithm_of(optimizer: optax.GradientTransformation) -> Algorithm:

@@ -24,6 +24,7 @@ class ParamGroup:
       **options: any option of the optimizer, in place of the optimizer's own.
 
     Raises:
+      TypeError: a `which` that is none of the three.
       ValueError: a pattern that is not a regular expression; a path listed twice.
 
     Example:
@@ -40,6 +41,11 @@ class ParamGroup:
             except re.error as error:
                 raise ValueError(f"ParamGroup pattern {which!r} is not a regular expression: {error}") from None
         elif not callable(which):
+            if not isinstance(which, Sequence) or not all(isinstance(path, str) for path in which):
+                raise TypeError(
+                    "ParamGroup needs a pattern, a list of paths or a function (path, leaf) -> bool that says which "
+                    f"parameters, as in ParamGroup('.*/bias', lr=0.1), not {which!r}"
+                )
             which = tuple(which)
             twice = _twice(which)
             if twice:

@@ -4,7 +4,6 @@ import ast
 import contextlib
 import doctest
 import importlib
-import importlib.util
 import inspect
 import io
 import re
@@ -12,6 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from mkdocs.config import load_config
+from mkdocs.structure.files import get_files
+from mkdocs.structure.nav import get_navigation
 
 import jaxopt_port
 
@@ -24,7 +26,7 @@ MODULES = (
     "jaxopt_port.torch_interop",
     "jaxopt_port.compare",
 )
-ALIASES = {"jaxopt_port.swa_utils.swalr"}  # of jaxopt_port.lr_scheduler
+ALIASES = {"jaxopt_port.swa_utils.swalr", "jaxopt_port.swa_utils.swa_lr"}  # of lr_scheduler.swalr
 FENCE = re.compile(r"^( *)```(\w+)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 
 
@@ -90,12 +92,7 @@ def test_the_api_pages_have_every_public_name() -> None:
     assert public_names() - shown == set()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="mkdocs is in the docs extra")
 def test_every_page_is_in_the_navigation() -> None:
-    from mkdocs.config import load_config
-    from mkdocs.structure.files import get_files
-    from mkdocs.structure.nav import get_navigation
-
     config = load_config(str(ROOT / "mkdocs.yml"))
     pages = {page.file.src_uri for page in get_navigation(get_files(config), config).pages}
     assert pages == {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}

@@ -425,7 +425,9 @@ def test_what_is_not_elementwise_is_refused_by_name(name):
 
 
 @pytest.mark.parametrize(
-    "around", [optim.flat, optim.exact, lambda o: optim.every_k(o, 2), lambda o: o.update], ids=str
+    "around",
+    [optim.flat, optim.exact, lambda o: optim.every_k(o, 2), lambda o: o.update],
+    ids=["flat", "exact", "every_k", "update"],
 )
 def test_what_is_around_an_optimizer_goes_around_the_exact_one(around):
     with pytest.raises((TypeError, ValueError), match="as its factory returns it"):

@@ -112,7 +112,9 @@ def test_a_rule_of_the_users_has_to_say_that_it_is_elementwise():
 
 
 @pytest.mark.parametrize(
-    "around", [lambda o: optim.every_k(o, 2), lambda o: optax.chain(o), lambda _: optax.adam(0.1)], ids=str
+    "around",
+    [lambda o: optim.every_k(o, 2), lambda o: optax.chain(o), lambda _: optax.adam(0.1)],
+    ids=["every_k", "chain", "optax"],
 )
 def test_what_is_around_an_optimizer_goes_around_the_flat_one(around):
     with pytest.raises((TypeError, ValueError), match="as its factory returns it"):
@@ -162,7 +164,7 @@ def test_every_k_around_it():
     assert_same_run(optim.every_k(plain, 2), optim.every_k(flat, 2), [{**grads(0), "bias": None}, grads(1)], flat)
 
 
-def test_chain_train_state_and_scheduler():
+def check_chain_train_state_and_scheduler() -> None:
     plain, flat = pair(lr=0.1)
     ends = []
     for optimizer in (plain, flat):
@@ -180,7 +182,12 @@ def test_chain_train_state_and_scheduler():
     assert optim.get_hyper(ends[1].opt_state)[0]["lr"] == 0.025
 
 
-def test_nnx():
+def test_chain_train_state_and_scheduler():
+    """Elsewhere XLA may fuse new - old and the sum that follows into the step, and contract them in other places."""
+    run_in_process(check_chain_train_state_and_scheduler, SETTINGS["XLA_FLAGS"])
+
+
+def check_nnx() -> None:
     ends = []
     for optimizer in pair():
         model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
@@ -189,6 +196,11 @@ def test_nnx():
             nnx_optimizer.update(model, nnx.grad(lambda m: (m(jnp.ones((1, 3))) ** 2).sum())(model))
         ends.append(nnx.state(model))
     assert_same_bits(ends[1], ends[0])
+
+
+def test_nnx():
+    """Its update goes through new - old as well."""
+    run_in_process(check_nnx, SETTINGS["XLA_FLAGS"])
 
 
 def test_files():
@@ -249,7 +261,7 @@ def test_buffers_and_form():
         assert jax.tree.map(lambda x: (x.shape, x.dtype), made) == jax.tree.map(
             lambda x: (x.shape, x.dtype), flat.init(SMALL)
         )
-    assert_same_bits(optim.flat(plain).init({}).slots, AdamState(({},), ({},), None))
+    assert tuple(optim.flat(plain).init({}).slots) == (({},), ({},), None)
 
 
 def test_mistakes():
@@ -286,7 +298,7 @@ def test_on_an_explicit_mesh():
         new, _ = jax.jit(flat.step)(given, flat.init(params), params)
         expected, _ = jax.jit(plain.step)(given, plain.init(params), params)
     assert_same_bits(new, expected)
-    assert new["kernel"].sharding.spec == PartitionSpec("data")
+    assert new["kernel"].sharding.is_equivalent_to(sharded, 2)
 
 
 def test_program_for_cuda():

@@ -15,6 +15,7 @@ from jaxopt_port.closure.lbfgs_memory import LBFGSState, StrongWolfeState, direc
 from jaxopt_port.closure.line_search import strong_wolfe
 from jaxopt_port.closure.placement import Make
 from jaxopt_port.closure.stop import Stop, first_of
+from jaxopt_port.factory import told
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.scalars import Scalar, check_lr
@@ -131,6 +132,7 @@ def _why(now: Progress, satisfied: jax.Array, h: SimpleNamespace, limits: Limits
     )
 
 
+@told
 def lbfgs(
     lr: Scalar = 1,
     max_iter: int = 20,

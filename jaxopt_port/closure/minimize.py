@@ -12,7 +12,7 @@ from jaxopt_port.closure.base import UNLIMITED, ClosureAlgorithm, Limits
 from jaxopt_port.closure.flat import Tree, flatten, largest, leaves_of, wide_enough
 from jaxopt_port.closure.program import Program, trace
 from jaxopt_port.closure.stop import Stop, first_of, or_non_finite
-from jaxopt_port.optimizer import Optimizer, OptState
+from jaxopt_port.optimizer import Optimizer, OptState, check_optimizer, described
 
 
 class Minimized(NamedTuple):
@@ -89,12 +89,11 @@ def minimize(
       >>> jax.vmap(run)(starts).params.round(2).tolist()
       [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
     """
-    for name, value, right in (
-        ("optimizer", optimizer, isinstance(optimizer, optax.GradientTransformation)),
-        ("fun", fun, callable(fun)),
-    ):
-        if not right:
-            raise TypeError(f"minimize takes (optimizer, fun, params): {name} is a {type(value).__name__}")
+    check_optimizer(optimizer, "minimize(optimizer, fun, params)")
+    if not callable(fun):
+        raise TypeError(
+            f"minimize(optimizer, fun, params) needs a function (params, *args) -> loss as fun, not {described(fun)}"
+        )
     algorithm = getattr(optimizer.update, "__self__", None)
     with wide_enough(params):
         program, operands = trace(fun, params, args)

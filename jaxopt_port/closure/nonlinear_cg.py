@@ -13,6 +13,7 @@ from jaxopt_port.closure.flat import Evaluate, Tree, dot, largest, move, power_o
 from jaxopt_port.closure.line_search import MAX_SEARCH, Found, strong_wolfe
 from jaxopt_port.closure.placement import Make
 from jaxopt_port.closure.stop import Stop, first_of
+from jaxopt_port.factory import told
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.scalars import Scalar, check_at_least_0, check_lr
@@ -184,6 +185,7 @@ def _why(now: Progress, h: SimpleNamespace, limits: Limits, searches: bool) -> j
     )
 
 
+@told
 def nonlinear_cg(
     beta: str = "pr+",
     lr: Scalar = 1.0,

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxopt_port.closure.flat import Leaves, Tree, flat_size
@@ -39,7 +40,7 @@ def make_like(leaves: Leaves) -> Make:
         sharding = of_arrays(len(shape), shape[-1:] == (size,)) if like is None else _sharding(like)
         if any(map(is_abstract, leaves)):
             return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-        return jnp.full(shape, value, dtype, device=sharding)
+        return jnp.full(shape, np.asarray(value, dtype), dtype, device=sharding)  # not weakly typed
 
     return make
 

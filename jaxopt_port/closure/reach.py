@@ -128,7 +128,7 @@ def _inside(x: Any) -> Iterator[Any]:
         methods = (types.FunctionType, classmethod, staticmethod, property)
         yield from x.__mro__[1:]
         yield from (v for k, v in vars(x).items() if isinstance(v, methods) or not k.startswith(("__", "_abc_")))
-    elif type(x).__basicsize__ == _Plain.__basicsize__ and hasattr(x, "__dict__"):
+    elif type(x) is types.SimpleNamespace or (type(x).__basicsize__ == _Plain.__basicsize__ and hasattr(x, "__dict__")):
         yield from (type(x), vars(x))
     else:
         raise _OpaqueError

@@ -1,7 +1,8 @@
 """The port's own run from torch's start, step by step, and beside it the same run from starts that are nudged.
 
 Two runs that differ in their last bits part, how fast depends on the network: the nudged runs show how fast these do.
-What is further off than they are is no rounding.
+What is further off than they are is no rounding. A tie that rounding decides in ours alone moves it further at once,
+and its losses and steps with it: what was off before a step is no fault of the step.
 """
 
 from dataclasses import dataclass, field
@@ -90,12 +91,19 @@ class Run:
         self.start = self.ours.after
         self.theirs = self.ours.after  # torch's
         self.points: list[Point] = []
+        self._lag = 1.0  # how many times as far off ours was as the nudged ones, before the step
         self._worst: dict[str, float] = {}
 
     def worst(self, key: str, value: float) -> float:
         """The largest so far."""
         self._worst[key] = max(self._worst.get(key, 0.0), value)
         return self._worst[key]
+
+    def lag(self) -> float:
+        if not self.points:
+            return 1.0
+        drift, nudged = (np.mean(list(each.values())) for each in (self.points[-1].drift, self.points[-1].nudged))
+        return max(1.0, float(drift / (nudged + 1e-30)))
 
     def step(self, step: Step) -> Finding | None:
         """A step of all; what is off in ours, with no regard to what was before."""
@@ -104,6 +112,7 @@ class Run:
         own = self.port.untied
         after, grads = self.trace.samples(step, "after"), self.trace.samples(step, "grad")
         torch = step.losses[:1] if len(mine) == 1 else step.losses
+        self._lag = self.lag()
         point = Point(
             step.number,
             float(np.mean(torch)) if torch else float("nan"),
@@ -126,7 +135,7 @@ class Run:
             itself = self.worst(f"step {name}", max(distance(x, step_ours) for x in steps) / (norm(step_torch) + 1e-30))
             off = distance(step_ours, step_torch) / (norm(step_torch) + 1e-30)
             times = INEXACT if blame.kind(self.port, own.get(name, name)) in noise.INEXACT else TIMES
-            allowed = STEP + blame.floor(self.port, name) + times * itself
+            allowed = STEP + blame.floor(self.port, name) + times * self._lag * itself
             if not off * norm(step_torch) <= allowed * norm(step_torch) + 2 * rounding:
                 found.append(("update", name, off, allowed))
             if own.get(name, name) in grads:
@@ -135,7 +144,7 @@ class Run:
                     f"grad {name}",
                     max(distance(each.grads[name], self.ours.grads[name]) for each in self.others) / (norm(g) + 1e-30),
                 )
-                off, allowed = distance(self.ours.grads[name], g) / (norm(g) + 1e-30), STEP + TIMES * itself
+                off, allowed = distance(self.ours.grads[name], g) / (norm(g) + 1e-30), STEP + TIMES * self._lag * itself
                 if not off <= allowed:
                     found.append(("gradient", name, off, allowed))
         self.theirs = {**self.theirs, **after}
@@ -145,7 +154,7 @@ class Run:
         self, step: Step, point: Point, found: list[tuple[str, str, float, float]], grads: Arrays
     ) -> Finding | None:
         itself = self.worst("loss", point.itself)
-        apart, allowed = abs(point.ours - point.torch), LOSS * abs(point.torch) + TIMES * itself
+        apart, allowed = abs(point.ours - point.torch), LOSS * abs(point.torch) + TIMES * self._lag * itself
         if not apart <= allowed:
             scale = abs(point.torch) or 1.0
             what = (

@@ -113,6 +113,6 @@ class Samples:
 
 
 def _leaves(tree: Tree) -> dict[str, int]:
-    from jaxopt_port.torch_interop.layout import weight_leaves
+    from jaxopt_port.torch_interop.layouts.layout import weight_leaves
 
     return weight_leaves(tree)

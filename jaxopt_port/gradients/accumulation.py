@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxopt_port.checks import flatten_like
 from jaxopt_port.rule import is_sparse
 from jaxopt_port.scalars import float64
 
@@ -69,4 +70,5 @@ def accumulate_grad(grads: Tree, new: Tree) -> Tree:
       >>> accumulate_grad({"w": None, "b": jnp.ones(1)}, {"w": jnp.ones(1), "b": jnp.ones(1)})
       {'b': Array([2.], dtype=float32), 'w': Array([1.], dtype=float32)}
     """
+    flatten_like(jax.tree.structure(grads, is_leaf=_is_leaf), new, "the new gradients", "the gradients so far")
     return jax.tree.map(_sum, grads, new, is_leaf=_is_leaf)

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxopt_port.checks import flatten_like
 from jaxopt_port.closure.base import ClosureAlgorithm
 from jaxopt_port.lift import Lifted
-from jaxopt_port.optimizer import Algorithm, Optimizer, algorithm_of
+from jaxopt_port.optimizer import Algorithm, Optimizer, algorithm_of, check_optimizer
 from jaxopt_port.rule import is_sparse
 from jaxopt_port.scalars import float64, is_known
 
@@ -70,8 +71,7 @@ def every_k(optimizer: optax.GradientTransformation, k: int, mean: bool = False)
       [3.]
       [1.5]
     """
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise TypeError(f"every_k needs an optimizer, not a {type(optimizer).__name__}")
+    check_optimizer(optimizer, "every_k(optimizer, k)")
     try:
         k = operator.index(k)
     except TypeError:
@@ -116,6 +116,7 @@ class _EveryK(Algorithm):
         if not isinstance(state, EveryKState):
             raise TypeError(f"expected the EveryKState that init returned, got a {type(state).__name__}")
         treedef = jax.tree.structure(params)
+        flatten_like(treedef, grads, "the gradients")
         with float64():
             totals = jax.tree.map(_add, params, state.grads, grads)
         given = zip(treedef.flatten_up_to(grads), self.frozen_leaves(params), strict=True)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_port.gradients.dtypes import is_inexact, times, widened
-from jaxopt_port.optimizer import Optimizer
+from jaxopt_port.optimizer import Optimizer, described
 from jaxopt_port.scalars import NUMBER, Scalar, float64, is_known
 
 Tree = Any
@@ -93,6 +93,7 @@ class GradScaler:
         Returns:
           The same tree, scaled.
         """
+        _check_state(state)
         if not self.enabled:
             return outputs
 
@@ -116,6 +117,7 @@ class GradScaler:
           >>> scaler.get_scale(scaler.init())
           8.0
         """
+        _check_state(state)
         if not self.enabled:
             return 1.0
         return float(state.scale) if is_known(state.scale) else state.scale
@@ -133,6 +135,7 @@ class GradScaler:
         Raises:
           ValueError: float16 gradients, in torch's words: keep the parameters in float32.
         """
+        _check_state(state)
         if not self.enabled:
             return grads, jnp.zeros((), bool)
         leaves = [g for g in jax.tree.leaves(grads) if is_inexact(g)]
@@ -175,6 +178,7 @@ class GradScaler:
                 f"GradScaler.step needs an optimizer of jaxopt_port, not a {type(optimizer).__name__}: with optax's "
                 "call unscale, the update of optax.apply_if_finite(optimizer, ...), and GradScaler.update"
             )
+        _check_state(state)
         if found_inf is None:
             grads, found_inf = self.unscale(state, grads)
         new = optimizer.step(grads, opt_state, params)
@@ -195,6 +199,7 @@ class GradScaler:
         Returns:
           The new state.
         """
+        _check_state(state)
         if not self.enabled:
             return state
         if new_scale is not None:
@@ -206,3 +211,11 @@ class GradScaler:
             grown = jnp.where(grows & jnp.isfinite(larger), larger, state.scale)
             tracker = jnp.where(found_inf | grows, jnp.zeros_like(steps), steps)
             return GradScalerState(jnp.where(found_inf, smaller, grown), tracker)
+
+
+def _check_state(state: Any) -> None:
+    if not isinstance(state, GradScalerState):
+        raise TypeError(
+            "state must be the GradScalerState that init or update returned, and comes first, before the loss or the "
+            f"gradients, not {described(state)}"
+        )

@@ -11,6 +11,7 @@ Example:
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from jaxopt_port.lr_scheduler.composite import chained_scheduler as chained_scheduler
 from jaxopt_port.lr_scheduler.composite import sequential_lr as sequential_lr
@@ -54,3 +55,9 @@ schedulers: dict[str, Callable[..., Scheduler]] = {
         swalr,
     )
 }
+
+
+def __getattr__(name: str) -> Any:
+    ours = {each.replace("_", ""): each for each in schedulers}.get(name.lower())
+    hint = "" if ours is None else f": torch's {name} is {ours}, without the optimizer, whose state goes to init(state)"
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")

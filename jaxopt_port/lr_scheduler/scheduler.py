@@ -182,9 +182,9 @@ class Scheduler:
     def _step(self, sched: Sched, state: T, epoch: Any, metric: Any) -> tuple[Sched, T]:
         if metric is not None and not is_one_number(metric):
             raise TypeError(f"the metric has to be one number, such as a loss, not {metric!r}")
+        self.check_state(sched)
         optimizer = find_state(state)
         live = scheduled(optimizer)
-        self.check_state(sched)
         own = {key: value for key, value in sched.items() if key != "scheduler"}
         check(optimizer=live, scheduler=own)
         with float64():

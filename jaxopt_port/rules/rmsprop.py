@@ -12,7 +12,7 @@ from jaxopt_port.factory import factory
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule
-from jaxopt_port.rules.tensor_ops import add_weight_decay, lerp, moving_square, rounded, stored
+from jaxopt_port.rules.tensor_ops import add_weight_decay, lerp, moving_square, rounded, stored, varied
 from jaxopt_port.scalars import Scalar, check_at_least_0, check_lr, is_on
 
 
@@ -37,17 +37,19 @@ def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tup
 
 def update(p: jax.Array, g: jax.Array, s: RMSpropState, c: SimpleNamespace) -> tuple[jax.Array, RMSpropState]:
     decayed = [  # the same, once for each array's own kernel
-        add_weight_decay(g, p, c.weight_decay * one) for one in (1.0, c.one, c.another_one, c.one * c.another_one)
+        add_weight_decay(g, p, varied(c.weight_decay * one, g, c))
+        for one in (1.0, c.one, c.another_one, c.one * c.another_one)
     ]
+    has_momentum = varied(c.has_momentum, g, c) != 0
     square_avg = stored(moving_square(s.square_avg, decayed[0], c.alpha, c.weight), g, c)
-    grad_avg = None if s.grad_avg is None else stored(lerp(s.grad_avg, decayed[1], c.weight), g, c)
+    grad_avg = None if s.grad_avg is None else stored(lerp(s.grad_avg, decayed[1], varied(c.weight, g, c)), g, c)
     variance = square_avg if grad_avg is None else square_avg - grad_avg * grad_avg
     if s.momentum_buffer is None:
         return p + c.neg_lr * decayed[2] / (jnp.sqrt(variance) + c.eps), RMSpropState(square_avg, None, grad_avg)
     moved = rounded(s.momentum_buffer * c.momentum) + decayed[2] / (jnp.sqrt(variance) + c.eps)
-    buffer = stored(jnp.where(c.has_momentum, moved, s.momentum_buffer), g, c)
-    without = c.neg_lr * decayed[3] / (jnp.sqrt(jnp.where(c.has_momentum, 1, variance)) + c.eps)
-    new_p = p + jnp.where(c.has_momentum, c.neg_lr * buffer, without)
+    buffer = stored(jnp.where(has_momentum, moved, s.momentum_buffer), g, c)
+    without = c.neg_lr * decayed[3] / (jnp.sqrt(jnp.where(has_momentum, 1, variance)) + c.eps)
+    new_p = p + jnp.where(has_momentum, c.neg_lr * buffer, without)
     return new_p, RMSpropState(square_avg, buffer, grad_avg)
 
 

@@ -12,7 +12,7 @@ from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule, is_sparse
 from jaxopt_port.rules.sparse_rows import check_rows, coalesced
-from jaxopt_port.rules.tensor_ops import add_weight_decay, rounded, stored
+from jaxopt_port.rules.tensor_ops import add_weight_decay, rounded, stored, varied
 from jaxopt_port.scalars import Scalar, check_at_least_0, check_lr, is_known, is_on
 
 
@@ -36,14 +36,15 @@ def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tup
 def update(p: jax.Array, g: jax.Array, s: SGDState, c: SimpleNamespace) -> tuple[jax.Array, SGDState]:
     if is_sparse(g):
         return _update_rows(p, g, s, c)
-    decayed = add_weight_decay(g, p, c.weight_decay)
+    decayed = add_weight_decay(g, p, varied(c.weight_decay, g, c))
     if s.momentum_buffer is None:
         return p + c.neg_lr * decayed, s
-    moved = jnp.where(c.first, decayed, rounded(s.momentum_buffer * c.momentum) + c.gain * decayed)
-    buffer = stored(jnp.where(c.turned_on, moved, s.momentum_buffer), g, c)
-    again = add_weight_decay(g, p, c.weight_decay * c.another_one)  # for its own kernel
+    first, turned_on = (varied(flag, g, c) != 0 for flag in (c.first, c.turned_on))
+    moved = jnp.where(first, decayed, rounded(s.momentum_buffer * c.momentum) + c.gain * decayed)
+    buffer = stored(jnp.where(turned_on, moved, s.momentum_buffer), g, c)
+    again = add_weight_decay(g, p, varied(c.weight_decay * c.another_one, g, c))  # for its own kernel
     direction = again + c.momentum * buffer if c.nesterov else buffer
-    return p + c.neg_lr * jnp.where(c.turned_on, direction, again), SGDState(buffer)
+    return p + c.neg_lr * jnp.where(turned_on, direction, again), SGDState(buffer)
 
 
 def _update_rows(p: jax.Array, g: Any, s: SGDState, c: SimpleNamespace) -> tuple[jax.Array, SGDState]:

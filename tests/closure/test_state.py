@@ -124,7 +124,8 @@ def sharded():
                     if hasattr(slots, name):
                         x = getattr(slots, name)
                         assert x.sharding.shard_shape(x.shape)[-1] == 24 // 4, (kind, name, x.sharding)
-                assert slots.d["w"].sharding.is_equivalent_to(params["w"].sharding, 2)
+                if slots is not after.slots or kind == AxisType.Explicit:  # on automatic axes XLA chooses
+                    assert slots.d["w"].sharding.is_equivalent_to(params["w"].sharding, 2)
                 assert len(slots.t.sharding.device_set) == 4
             _, expected, _ = optimizer.step_closure(bowl, optimizer.init(whole), whole)
             jax.tree.map(lambda a, b: np.testing.assert_allclose(np.asarray(a), b, 1e-5), new, expected)

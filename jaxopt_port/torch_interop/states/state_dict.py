@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxopt_port.flat import Flat
 from jaxopt_port.hyper import find_state, get_hyper, set_hyper
-from jaxopt_port.optimizer import Optimizer, OptState
+from jaxopt_port.optimizer import Optimizer, OptState, described
 from jaxopt_port.param_groups import ParamGroup, leaf_paths
 from jaxopt_port.torch_interop.layouts.layout import Mapping as LayoutMapping
 from jaxopt_port.torch_interop.states import lbfgs_state, parameter_state
@@ -82,6 +82,11 @@ def load_optimizer(
 
     Source: torch/optim/optimizer.py, Optimizer.load_state_dict.
     """
+    if not callable(factory):
+        raise TypeError(
+            "load_optimizer(factory, state_dict, params) needs the function that makes the optimizer, such as "
+            f"jaxopt_port.adamw, not {described(factory)}"
+        )
     name, state_dict = rule_name(factory()), as_torchs(state_dict)
     options = [options_of(factory, group, i) for i, group in enumerate(state_dict["param_groups"])]
     users = keys_of_users(factory, state_dict)

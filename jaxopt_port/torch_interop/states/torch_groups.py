@@ -7,7 +7,7 @@ from typing import Any
 from optax.contrib import MuonDimensionNumbers
 
 from jaxopt_port import optimizers
-from jaxopt_port.optimizer import Optimizer, algorithm_of
+from jaxopt_port.optimizer import Optimizer, algorithm_of, check_optimizer
 from jaxopt_port.torch_interop.files.as_array import as_array
 from jaxopt_port.torch_interop.states.parameter_order import Parameter
 
@@ -38,6 +38,7 @@ def algorithm(optimizer: Optimizer) -> Any:
     Raises:
       ValueError: another's, or a wrapper around one.
     """
+    check_optimizer(optimizer, "the state dict of a torch optimizer")
     try:
         found = algorithm_of(optimizer)
     except TypeError:
