@@ -39,8 +39,8 @@ def exact(optimizer: Optimizer) -> Optimizer:
     GPU's numbers.
 
     It costs float64 arithmetic for each division, root and multiply-add, at half rate on a data-centre GPU and at 1/32
-    or 1/64 on a consumer's (not measured), and compilation: RMSprop takes seconds. On a CPU it serves to look at what a GPU will
-    give. The step as it is is faster, and is what a run needs that is not compared with torch's bits.
+    or 1/64 on a consumer's (not measured), and compilation: RMSprop takes seconds. On a CPU it serves to look at what a
+    GPU will give. The step as it is is faster, and is what a run needs that is not compared with torch's bits.
 
     State, groups, `set_hyper`, schedulers, `every_k`, files: all as without. `flat(exact(optimizer))` works.
 
