@@ -37,7 +37,7 @@ def train_step(params, states, words, scores):
 # donated, so that the table is changed in place and a step costs what its rows cost
 train_step = jax.jit(train_step, donate_argnums=(0, 1))
 losses = []
-for step in range(STEPS):
+for _ in range(STEPS):
     words = rng.zipf(1.5, (BATCH, LENGTH)) % WORDS  # some words are frequent, most are rare
     scores = score[words].mean(1)
     params, states, loss = train_step(params, states, jnp.asarray(words), jnp.asarray(scores, jnp.float32))

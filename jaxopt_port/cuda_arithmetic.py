@@ -20,8 +20,24 @@ from jaxopt_port.rules.tensor_ops import rounded
 from jaxopt_port.scalars import float64
 
 ROUND_NOTHING = frozenset(
-    "abs broadcast_in_dim clamp concatenate convert_element_type copy max min neg reshape select_n sign slice squeeze "
-    "stop_gradient transpose".split()
+    (
+        "abs",
+        "broadcast_in_dim",
+        "clamp",
+        "concatenate",
+        "convert_element_type",
+        "copy",
+        "max",
+        "min",
+        "neg",
+        "reshape",
+        "select_n",
+        "sign",
+        "slice",
+        "squeeze",
+        "stop_gradient",
+        "transpose",
+    )
 )
 
 
@@ -188,8 +204,8 @@ OPERATIONS: dict[str, Callable[..., Value]] = {
 }
 
 
-# XLA elides a cast to float32 and back, and LLVM narrows the cast of a float64 quotient to a float32 division: `rounded`
-# on either side of a cast stops both.
+# XLA may elide a cast to float32 and back, and LLVM makes a float32 division of a float64 one whose result is cast:
+# `rounded` on either side of a cast stops both.
 
 
 def _mul(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -82,9 +82,9 @@ def _bind(name: str, signature: inspect.Signature, args: Any, kwargs: Any) -> in
     first = next(iter(signature.parameters))
     if args and first in kwargs:
         raise TypeError(
-            f"{name}() got {first} twice, as its first argument a {type(args[0]).__name__} and {first}={kwargs[first]!r}: "
-            f"the parameters do not belong here, but to {name}({first}=...).init(params), and groups to "
-            "param_groups=[ParamGroup(...)]"
+            f"{name}() got {first} twice, as its first argument a {type(args[0]).__name__} and "
+            f"{first}={kwargs[first]!r}: the parameters do not belong here, but to {name}({first}=...).init(params), "
+            "and groups to param_groups=[ParamGroup(...)]"
         )
     try:
         bound = signature.bind(*args, **kwargs)

@@ -104,8 +104,8 @@ def set_hyper(state: T, group: int | None = None, **values: Scalar | tuple[Scala
     found = find_state(state)
     if group is not None and (not isinstance(group, int | np.integer) or not 0 <= group < len(found.param_groups)):
         raise ValueError(
-            f"group {group!r} does not exist: the state has groups 0 to {len(found.param_groups) - 1}, by their numbers, "
-            "as in set_hyper(state, group=0, lr=0.1)"
+            f"group {group!r} does not exist: the state has groups 0 to {len(found.param_groups) - 1}, by their "
+            "numbers, as in set_hyper(state, group=0, lr=0.1)"
         )
     chosen = range(len(found.param_groups)) if group is None else [group]
     new = {i: {name: _like(found.param_groups[i], i, name, value) for name, value in values.items()} for i in chosen}

@@ -21,7 +21,6 @@ import jax.numpy as jnp
 
 from jaxopt_port.batch_norm import update_bn as update_bn
 from jaxopt_port.gradients.dtypes import times, widened
-from jaxopt_port.lr_scheduler import swalr as swa_lr  # its name in version 0.1
 from jaxopt_port.lr_scheduler import swalr as swalr
 from jaxopt_port.rule import as_complex, as_real
 from jaxopt_port.rules.tensor_ops import lerp, rounded
@@ -42,6 +41,8 @@ __all__ = [
     "swalr",
     "update_bn",
 ]
+
+swa_lr = swalr  # its name in version 0.1
 
 
 class AveragedState(NamedTuple):

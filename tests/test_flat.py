@@ -112,7 +112,9 @@ def test_a_rule_of_the_users_has_to_say_that_it_is_elementwise():
 
 
 @pytest.mark.parametrize(
-    "around", [lambda o: optim.every_k(o, 2), lambda o: optax.chain(o), lambda _: optax.adam(0.1)], ids=str
+    "around",
+    [lambda o: optim.every_k(o, 2), lambda o: optax.chain(o), lambda _: optax.adam(0.1)],
+    ids=["every_k", "chain", "optax"],
 )
 def test_what_is_around_an_optimizer_goes_around_the_flat_one(around):
     with pytest.raises((TypeError, ValueError), match="as its factory returns it"):

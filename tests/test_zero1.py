@@ -32,7 +32,7 @@ def check_zero1() -> None:
         expected, state = plain.step(jax.grad(loss_fn)(expected, batch), state, expected)
     for optimizer in (plain, optim.flat(plain)):
         init, step = zero1(loss_fn, optimizer, mesh)
-        params = jax.device_put(jax.tree.map(jnp.copy, first), jax.NamedSharding(mesh, P()))  # they are donated
+        params = jax.device_put(jax.tree.map(jnp.copy, first), jax.NamedSharding(mesh, P()))  # donated
         divided = init(params)
         text = step.lower(params, divided, batch).compile().as_text()
         found = collectives(text, 8)

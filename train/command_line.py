@@ -27,13 +27,14 @@ def parse(argv: Sequence[str]) -> Config:
     """The configuration that a command line asks for.
 
     Args:
-      argv: a recipe's name, or none for the tutorial, and the flags that change it.
+      argv: a recipe's name (or `--recipe NAME`), or none for the tutorial, and the flags that change it.
 
     Raises:
       UsageError: it cannot be used.
       SystemExit: it asks for help, or has a flag that there is not.
     """
     recipes = {name: open_for_flags(recipe()) for name, recipe in RECIPES.items()}
+    argv = _recipe_first(argv)
     config = _cli(argv, recipes)
     if config.resume is None:
         config = absolute(filled_in(config))
@@ -55,6 +56,19 @@ def parse(argv: Sequence[str]) -> Config:
     config = dataclasses.replace(recorded, **here, run_dir=recorded.run_dir)
     check(config)
     return dataclasses.replace(config, resume=run)
+
+
+def _recipe_first(argv: Sequence[str]) -> Sequence[str]:
+    """`--recipe NAME`, wherever it stands, is the recipe's name in front."""
+    for at, flag_ in enumerate(argv):
+        name, rest = flag_.partition("=")[2], argv[at + 1 :]
+        if flag_ == "--recipe" and rest:
+            name, rest = rest[0], rest[1:]
+        if flag_.startswith("--recipe") and flag_ in ("--recipe", f"--recipe={name}"):
+            if name not in RECIPES:
+                raise UsageError(f"--recipe {name}: there is none of this name, there are {', '.join(RECIPES)}")
+            return [name, *argv[:at], *rest]
+    return argv
 
 
 def _cli(argv: Sequence[str], recipes: dict[str, Config]) -> Config:

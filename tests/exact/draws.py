@@ -37,23 +37,31 @@ class Draw(NamedTuple):
     seed: int
 
 
+def numbers(low: float, high: float, **excluded: bool) -> Any:
+    """Numbers that a hyper-parameter can be: of the magnitudes that a float32 has."""
+    from hypothesis import strategies as st
+
+    least = 1e-40 if excluded.get("exclude_min") else 0.0
+    return st.floats(low, high, **excluded).map(lambda x: least if abs(x) < 1e-40 else x)
+
+
 def strategies(name: str) -> dict[str, Any]:
     """For each option of an optimizer its legal values."""
     from hypothesis import strategies as st
 
     def upto(high: float, *likely: float, low: float = 0.0, exclude_min: bool = False) -> Any:
-        return st.sampled_from(likely or (0.0,)) | st.floats(low, high, exclude_min=exclude_min)
+        return st.sampled_from(likely or (0.0,)) | numbers(low, high, exclude_min=exclude_min)
 
-    flag, fraction = st.booleans(), st.sampled_from((0.0, 0.9, 0.999)) | st.floats(0, 1, exclude_max=True)
+    flag, fraction = st.booleans(), st.sampled_from((0.0, 0.9, 0.999)) | numbers(0, 1, exclude_max=True)
     lr, betas, eps, decay = upto(1e3, 0.0, 1e-3, 1.0), st.tuples(fraction, fraction), upto(1, 1e-8), upto(10, 0.0, 0.1)
     adam = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": decay, "maximize": flag}
     also: dict[str, dict[str, Any]] = {
-        "adadelta": {"lr": lr, "rho": st.floats(0, 1), "eps": eps, "weight_decay": decay, "maximize": flag},
+        "adadelta": {"lr": lr, "rho": numbers(0, 1), "eps": eps, "weight_decay": decay, "maximize": flag},
         "adafactor": {
             "lr": upto(1e3, 1e-2),
-            "beta2_decay": st.floats(-2, 0),
+            "beta2_decay": numbers(-2, 0),
             "eps": st.tuples(st.none() | upto(1, 1e-30), upto(1, 1e-3)),
-            "d": st.floats(1, 10),
+            "d": numbers(1, 10),
             "weight_decay": decay,
             "maximize": flag,
         },
@@ -98,7 +106,7 @@ def strategies(name: str) -> dict[str, Any]:
         },
         "rprop": {
             "lr": lr,
-            "etas": st.tuples(st.floats(0, 1, exclude_min=True, exclude_max=True), st.floats(1.0000001, 10)),
+            "etas": st.tuples(numbers(0, 1, exclude_min=True, exclude_max=True), numbers(1.0000001, 10)),
             "step_sizes": st.tuples(upto(1, 1e-6), upto(100, 50.0)),
             "maximize": flag,
         },

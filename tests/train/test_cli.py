@@ -13,6 +13,7 @@ import pytest
 
 from train.__main__ import main
 from train.command_line import parse
+from train.errors import UsageError
 from train.recipes import RECIPES
 
 
@@ -227,3 +228,12 @@ assert jax.config.values == before
 assert not {{"tensorflow", "torch"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("recipe", ["lbfgs", "cifar10"])
+def test_a_recipe_by_flag_is_the_recipe_by_name(recipe: str) -> None:
+    by_name = parse([recipe, "--epochs", "3", "--quiet"])
+    assert parse(["--epochs", "3", "--recipe", recipe, "--quiet"]) == by_name
+    assert parse([f"--recipe={recipe}", "--epochs", "3", "--quiet"]) == by_name
+    with pytest.raises(UsageError, match="--recipe other: there is none of this name"):
+        parse(["--recipe", "other"])
