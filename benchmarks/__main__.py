@@ -208,6 +208,7 @@ def main() -> None:
         "--seconds", type=float, default=3.0, help="after which no round begins, but for the first three"
     )
     parser.add_argument("--optimizers", nargs="+", default=list(TORCHS), choices=TORCHS)
+    parser.add_argument("--layouts", nargs="+", help="of the trees these alone, and no real shapes and no growth")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     parser.add_argument("--quick", action="store_true", help="to see that it works: RESULTS.md stays as it is")
     arguments = parser.parse_args()
@@ -220,7 +221,7 @@ def main() -> None:
     device = "cpu" if arguments.device == "cpu" else "cuda"
     arguments.device = device
     print(f"{out[0]}\n", flush=True)
-    for title in QUICK if arguments.quick else LAYOUTS:
+    for title in QUICK if arguments.quick else arguments.layouts or LAYOUTS:
         chosen = arguments.optimizers
         if device != "cpu" and title.startswith("1,000"):
             chosen = [name for name in chosen if name in ON_GPU]
@@ -239,7 +240,7 @@ def main() -> None:
         step_table(f"{title}, gradients made in the same program", inside, device, out)
         numbers += [{**row, "layout": title} for row in inside]
     limits_table(limits, out)
-    if not arguments.quick:
+    if not (arguments.quick or arguments.layouts):
         rows = [{**measure("adamw", make(), arguments), "layout": name} for name, make in MODELS.items()]
         numbers += rows
         named = [{**row, "optimizer": f"adamw, {row['layout']}"} for row in rows]

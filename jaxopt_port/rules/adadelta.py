@@ -11,7 +11,7 @@ from jaxopt_port.factory import factory
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule
-from jaxopt_port.rules.tensor_ops import add_weight_decay, moving_square, rounded, stored, varied
+from jaxopt_port.rules.tensor_ops import add_weight_decay, moving_square, rounded, stored
 from jaxopt_port.scalars import Scalar, check_at_least_0, check_lr, is_known
 
 
@@ -26,9 +26,9 @@ def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tup
 
 
 def update(p: jax.Array, g: jax.Array, s: AdadeltaState, c: SimpleNamespace) -> tuple[jax.Array, AdadeltaState]:
-    decayed = add_weight_decay(g, p, varied(c.weight_decay, g, c))
+    decayed = add_weight_decay(g, p, c.weight_decay)
     square_avg = stored(moving_square(s.square_avg, decayed, c.rho, c.weight), g, c)
-    again = add_weight_decay(g, p, varied(c.weight_decay * c.another_one, g, c))  # for its own kernel
+    again = add_weight_decay(g, p, c.weight_decay * c.another_one)  # for its own kernel
     delta = stored(jnp.sqrt(s.acc_delta + c.eps) / rounded(jnp.sqrt(square_avg + c.eps)) * again, g, c)
     acc_delta = moving_square(s.acc_delta, delta, c.rho, c.weight)
     return p + c.neg_lr * delta, AdadeltaState(square_avg, acc_delta)

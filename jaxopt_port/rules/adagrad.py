@@ -12,7 +12,7 @@ from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule, is_sparse
 from jaxopt_port.rules.sparse_rows import check_rows, coalesced
-from jaxopt_port.rules.tensor_ops import add_weight_decay, rounded, varied
+from jaxopt_port.rules.tensor_ops import add_weight_decay, rounded
 from jaxopt_port.scalars import Scalar, check_at_least_0, check_lr, is_on
 
 
@@ -31,7 +31,7 @@ def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tup
 def update(p: jax.Array, g: jax.Array, s: AdagradState, c: SimpleNamespace) -> tuple[jax.Array, AdagradState]:
     if is_sparse(g):
         return _update_rows(p, g, s, c)
-    g = add_weight_decay(g, p, varied(c.weight_decay, g, c))
+    g = add_weight_decay(g, p, c.weight_decay)
     total = s.sum + g * g
     return p + c.neg_clr * g / (jnp.sqrt(total) + c.eps), AdagradState(total)
 

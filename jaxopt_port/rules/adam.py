@@ -43,7 +43,7 @@ def update(p: jax.Array, g: jax.Array, s: AdamState, c: SimpleNamespace) -> tupl
     if c.decoupled_weight_decay:
         p = rounded(p * c.decay)
     else:
-        g = add_weight_decay(g, p, varied(c.weight_decay, g, c))
+        g = add_weight_decay(g, p, c.weight_decay)
     exp_avg = lerp(s.exp_avg, g, weight1)
     exp_avg_sq = moving_square(s.exp_avg_sq, g, c.beta2, c.weight2)
     largest = None if s.max_exp_avg_sq is None else jnp.maximum(s.max_exp_avg_sq, exp_avg_sq)

@@ -34,7 +34,7 @@ def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tup
 
 def update(p: jax.Array, g: jax.Array, s: AdamaxState, c: SimpleNamespace) -> tuple[jax.Array, AdamaxState]:
     weight1 = varied(c.weight1, g, c)
-    g = add_weight_decay(g, p, varied(c.weight_decay, g, c))
+    g = add_weight_decay(g, p, c.weight_decay)
     exp_avg = lerp(s.exp_avg, g, weight1)
     exp_inf = jnp.maximum(s.exp_inf * c.beta2, jnp.abs(g) + c.eps)
     return p + c.neg_clr * exp_avg / exp_inf, AdamaxState(exp_avg, exp_inf)

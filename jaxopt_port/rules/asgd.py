@@ -12,7 +12,7 @@ from jaxopt_port.factory import factory
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule
-from jaxopt_port.rules.tensor_ops import add_weight_decay, rounded, varied
+from jaxopt_port.rules.tensor_ops import add_weight_decay, rounded
 from jaxopt_port.scalars import Scalar, check_at_least_0, check_lr, python_max
 
 
@@ -35,9 +35,9 @@ def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tup
 
 
 def update(p: jax.Array, g: jax.Array, s: ASGDState, c: SimpleNamespace) -> tuple[jax.Array, ASGDState]:
-    g = add_weight_decay(g, p, varied(c.weight_decay, g, c))
+    g = add_weight_decay(g, p, c.weight_decay)
     p = rounded(p * c.decay) + c.neg_eta * g
-    return p, ASGDState(jnp.where(varied(c.mu, s.ax, c) == 1, p, s.ax + rounded((p - s.ax) * c.mu)))
+    return p, ASGDState(jnp.where(c.mu == 1, p, s.ax + rounded((p - s.ax) * c.mu)))
 
 
 def check(o: Mapping[str, Any]) -> None:

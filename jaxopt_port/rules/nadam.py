@@ -46,7 +46,7 @@ def update(p: jax.Array, g: jax.Array, s: NAdamState, c: SimpleNamespace) -> tup
     if c.decoupled_weight_decay:
         p = rounded(p * c.decay)
     else:
-        g = add_weight_decay(g, p, varied(c.weight_decay, g, c))
+        g = add_weight_decay(g, p, c.weight_decay)
     exp_avg = lerp(s.exp_avg, g, weight1)
     exp_avg_sq = moving_square(s.exp_avg_sq, g, c.beta2, c.weight2)
     denom = jnp.sqrt(exp_avg_sq / c.bias_correction2) + c.eps

@@ -47,7 +47,7 @@ def update(p: jax.Array, g: jax.Array, s: RAdamState, c: SimpleNamespace) -> tup
     if c.decoupled_weight_decay:
         p = rounded(p * c.decay)
     else:
-        g = add_weight_decay(g, p, varied(c.weight_decay, g, c))
+        g = add_weight_decay(g, p, c.weight_decay)
     exp_avg = lerp(s.exp_avg, g, weight1)
     exp_avg_sq = moving_square(s.exp_avg_sq, g, c.beta2, c.weight2)
     plain = exp_avg / c.bias_correction1 * c.lr

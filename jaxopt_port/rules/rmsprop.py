@@ -37,10 +37,9 @@ def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tup
 
 def update(p: jax.Array, g: jax.Array, s: RMSpropState, c: SimpleNamespace) -> tuple[jax.Array, RMSpropState]:
     decayed = [  # the same, once for each array's own kernel
-        add_weight_decay(g, p, varied(c.weight_decay * one, g, c))
-        for one in (1.0, c.one, c.another_one, c.one * c.another_one)
+        add_weight_decay(g, p, c.weight_decay * one) for one in (1.0, c.one, c.another_one, c.one * c.another_one)
     ]
-    has_momentum = varied(c.has_momentum, g, c) != 0
+    has_momentum = c.has_momentum
     square_avg = stored(moving_square(s.square_avg, decayed[0], c.alpha, c.weight), g, c)
     grad_avg = None if s.grad_avg is None else stored(lerp(s.grad_avg, decayed[1], varied(c.weight, g, c)), g, c)
     variance = square_avg if grad_avg is None else square_avg - grad_avg * grad_avg

@@ -36,13 +36,13 @@ def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tup
 def update(p: jax.Array, g: jax.Array, s: SGDState, c: SimpleNamespace) -> tuple[jax.Array, SGDState]:
     if is_sparse(g):
         return _update_rows(p, g, s, c)
-    decayed = add_weight_decay(g, p, varied(c.weight_decay, g, c))
+    decayed = add_weight_decay(g, p, c.weight_decay)
     if s.momentum_buffer is None:
         return p + c.neg_lr * decayed, s
-    first, turned_on = (varied(flag, g, c) != 0 for flag in (c.first, c.turned_on))
+    first, turned_on = varied(c.first, g, c) != 0, c.turned_on
     moved = jnp.where(first, decayed, rounded(s.momentum_buffer * c.momentum) + c.gain * decayed)
     buffer = stored(jnp.where(turned_on, moved, s.momentum_buffer), g, c)
-    again = add_weight_decay(g, p, varied(c.weight_decay * c.another_one, g, c))  # for its own kernel
+    again = add_weight_decay(g, p, c.weight_decay * c.another_one)  # for its own kernel
     direction = again + c.momentum * buffer if c.nesterov else buffer
     return p + c.neg_lr * jnp.where(turned_on, direction, again), SGDState(buffer)
 
