@@ -116,9 +116,11 @@ def test_a_tree_of_complex_parameters():
 
 
 def test_arguments_in_another_order():
-    with pytest.raises(TypeError, match=r"takes \(optimizer, fun, params\): optimizer is a function"):
+    with pytest.raises(
+        TypeError, match=r"minimize\(optimizer, fun, params\) needs an optimizer, .* not bowl, a function"
+    ):
         optim.minimize(bowl, optim.lbfgs(), jnp.ones(2))  # pyright: ignore
-    with pytest.raises(TypeError, match=r"takes \(optimizer, fun, params\): fun is a \w*Array"):
+    with pytest.raises(TypeError, match=r"needs a function \(params, \*args\) -> loss as fun, not a \w*Array"):
         optim.minimize(optim.lbfgs(), jnp.ones(2), bowl)  # pyright: ignore
 
 

@@ -2,12 +2,20 @@ from pathlib import Path
 
 import pytest
 
+from train import data
+
 SHARED = Path(__file__).parents[3] / "shared" / "tfds_data"
 
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+    """With the digits in it, so that no test prints that it decodes them."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        for split in ("train", "test"):
+            data.load("digits", split)
+    return folder
 
 
 @pytest.fixture(autouse=True)
