@@ -141,6 +141,12 @@ def assign(groups: Sequence[ParamGroup], params: Any, added: int = 0) -> list[in
     if not groups or not leaves:
         return [0] * len(leaves)
     paths = leaf_paths(params)
+    shared = _twice(paths)
+    if shared:
+        raise ValueError(
+            f"two parameters have the path {shared[0]!r}, as of {{'a/b': ...}} and {{'a': {{'b': ...}}}}: groups tell "
+            "parameters by their paths; rename one"
+        )
     matched = [[group.matches(path, leaf) for path, leaf in zip(paths, leaves, strict=True)] for group in groups]
     for group, own in zip(groups, matched, strict=True):
         _check_matches_something(group, paths, any(own))

@@ -210,6 +210,13 @@ def test_paths_of_partitioned_linen_parameters(boxed):
     assert specs.momentum_buffer["kernel"] == jax.sharding.PartitionSpec("in", "out")
 
 
+def test_two_parameters_of_one_path_are_refused_where_groups_tell_them_apart():
+    params = {"a/b": jnp.ones(2), "a": {"b": jnp.ones(2)}}
+    with pytest.raises(ValueError, match="two parameters have the path 'a/b'"):
+        optim.sgd(param_groups=[optim.ParamGroup("a/b", lr=0.1)]).init(params)
+    assert optim.sgd(momentum=0.9).init(params).slots.momentum_buffer["a"]["b"].shape == (2,)
+
+
 def test_a_field_named_value_is_a_path_of_its_own():
     class Attention(NamedTuple):
         query: jax.Array
