@@ -31,7 +31,7 @@ def varied(x: jax.Array, by: jax.Array, c: SimpleNamespace) -> jax.Array:
     Not for a condition that spares reading an array, as without weight decay that of the parameter: the step takes
     longer by the time that a memory needs for it (SGD 1.4 to 2 times optax's, where it is level).
     """
-    return x * jnp.where(by > 0, c.one, c.another_one)
+    return x.astype(by.dtype) * jnp.where(by > 0, c.one, c.another_one)
 
 
 def stored(x: jax.Array, by: jax.Array, c: SimpleNamespace) -> jax.Array:
