@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from jaxopt_port import slots as slots_
-from jaxopt_port.checks import check_grad, flatten_like
+from jaxopt_port.checks import flatten_like
 from jaxopt_port.hyper import find_state, replace_state
 from jaxopt_port.lift import Leaf, Lifted
 from jaxopt_port.optimizer import Algorithm, Optimizer, OptState, algorithm_of, check_optimizer
@@ -220,9 +220,8 @@ class Flat(Lifted):
             ):
                 return None
             else:
-                p, g = jnp.asarray(p), jnp.asarray(g)
-                check_grad(params, index, p, g, lambda g, group=group: self._check_rule_grad(group, g))
-                leaves.append(Leaf(index, group, p, g, None, True))
+                leaves.append(Leaf(index, group, jnp.asarray(p), jnp.asarray(g), None, True))
+                self._check_grad(params, leaves[-1])
         return leaves
 
     def _parts(self, params: Tree) -> list[Part]:

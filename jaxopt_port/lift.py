@@ -80,6 +80,7 @@ class Lifted(Algorithm):
         for each in self.options:
             check_numbers(each, rule.live)
             rule.check(each)
+        self.namespaces = [SimpleNamespace(**each) for each in self.options]  # as the rule's functions take them
         self.live = [
             tuple(name for name in rule.live if name not in rule.structural or is_on(each[name]))
             for each in self.options
@@ -89,8 +90,8 @@ class Lifted(Algorithm):
             for each, live in zip(self.options, self.live, strict=True)
         ]
         kept = [
-            {name for name in rule.slots._fields if name not in rule.optional or rule.optional[name](_namespace(each))}
-            for each, frozen in zip(self.options, self.frozen, strict=True)
+            {name for name in rule.slots._fields if name not in rule.optional or rule.optional[name](each)}
+            for each, frozen in zip(self.namespaces, self.frozen, strict=True)
             if not frozen
         ]
         self.fields = [name for name in rule.slots._fields if any(name in fields for fields in kept)]
@@ -112,7 +113,7 @@ class Lifted(Algorithm):
     def init(self, params: Tree) -> OptState:
         self.has_begun = True
         for leaf in filter(is_sparse, jax.tree.leaves(params, is_leaf=is_sparse)):
-            self.rule.check_param(leaf, _namespace(self.options[0]))  # torch's words, where it has some
+            self.rule.check_param(leaf, self.namespaces[0])  # torch's words, where it has some
             raise ValueError("a parameter is a BCOO: parameters must be dense, use todense()")
         leaves = jax.tree.leaves(params)
         members = self.members(params)
@@ -139,11 +140,11 @@ class Lifted(Algorithm):
                 "parameters can be optimized. Leave it out, or put it in a ParamGroup with frozen=True."
             )
         try:
-            self.rule.check_param(p, _namespace(self.options[group]))
+            self.rule.check_param(p, self.namespaces[group])
         except (ValueError, RuntimeError) as error:
             error.add_note(f"The parameter is {groups_.leaf_paths(params)[index]!r}.")
             raise
-        return as_complex(p, self.rule.first(as_real(p), _namespace(self.options[group])))
+        return as_complex(p, self.rule.first(as_real(p), self.namespaces[group]))
 
     def step(self, grads: Tree, state: OptState, params: Tree) -> tuple[Tree, OptState]:
         return self.masked_step(grads, state, params, None)
@@ -201,7 +202,7 @@ class Lifted(Algorithm):
             else:
                 leaf.p, leaf.g = _as_jax(p), _as_jax(g)
                 self._check_slot(params, leaf)
-                check_grad(params, index, leaf.p, leaf.g, partial(self._check_rule_grad, group))
+                self._check_grad(params, leaf)
             leaves.append(leaf)
         return leaves
 
@@ -211,7 +212,7 @@ class Lifted(Algorithm):
         """Step the leaves of a group; its new scalar state."""
         moves = [leaf.moves for leaf in inside]
         known = all(isinstance(each, bool) for each in moves)
-        dtypes = {leaf.dtype if not self.rule.float64_update else FLOAT64 for leaf in inside if leaf.moves is not False}
+        dtypes = {self._of_scalars(leaf) for leaf in inside if leaf.moves is not False}
         c, new_state = group_scalars(
             self.rule.scalars,
             self.static[group],
@@ -224,11 +225,15 @@ class Lifted(Algorithm):
         for at, leaf in enumerate(inside):
             if known and leaf.moves:
                 with leaf.wide_enough():
-                    own = c[FLOAT64 if self.rule.float64_update else leaf.dtype][at]
+                    own = c[self._of_scalars(leaf)][at]
                     leaf.p, leaf.slot = step(leaf.p, leaf.g, leaf.slot, own)
         if not known:
             self._step_stacked(step, inside, c)
         return new_state
+
+    def _of_scalars(self, leaf: Leaf) -> Any:
+        """The dtype in which the rule gets a leaf's scalars."""
+        return FLOAT64 if self.rule.float64_update else leaf.dtype
 
     def _step_stacked(self, step: Callable[..., Any], inside: list[Leaf], c: Mapping[Any, Any]) -> None:
         """Step leaves of which the running program alone knows whether they step.
@@ -243,7 +248,7 @@ class Lifted(Algorithm):
         for places in alike.values():
             leaves = [inside[at] for at in places]
             with leaves[0].wide_enough():
-                own = c[FLOAT64 if self.rule.float64_update else leaves[0].dtype][0]
+                own = c[self._of_scalars(leaves[0])][0]
                 own = {name: value[np.array(places)] for name, value in own.items()}
                 stacked = _stack([(jnp.asarray(leaf.moves), leaf.p, leaf.g, leaf.slot) for leaf in leaves])
 
@@ -293,8 +298,11 @@ class Lifted(Algorithm):
             if not self.has_begun:
                 check_fresh(self.arrays[group], live, group)
 
-    def _check_rule_grad(self, group: int, g: Any) -> None:
-        self.rule.check_grad(g, _namespace(self.options[group]))
+    def _check_grad(self, params: Tree, leaf: Leaf) -> None:
+        """That a gradient is one of its parameter, and one that the rule takes."""
+        if leaf.g is not None and leaf.g.dtype != jax.dtypes.float0:
+            check_grad(params, leaf.index, leaf.p, leaf.g)
+            self.rule.check_grad(leaf.g, self.namespaces[leaf.group])
 
     def _check_slot(self, params: Tree, leaf: Leaf) -> None:
         """That a slot has the arrays which `init` makes for its parameter with the group's options."""
@@ -312,10 +320,6 @@ def _merge(rule: Rule, options: Mapping[str, Any], group: ParamGroup) -> dict[st
     if unknown:
         raise ValueError(f"{group} has unknown options: {', '.join(unknown)}. Known are: {', '.join(options)}")
     return {**options, **{name: value for name, value in group.options.items() if name not in rule.common}}
-
-
-def _namespace(options: Mapping[str, Any]) -> SimpleNamespace:
-    return SimpleNamespace(**options)
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,11 +16,7 @@ from jaxopt_port.scalars import Scalar, float64
 
 LARGEST = float(np.finfo(np.float32).max)
 SMALLEST = float(np.finfo(np.float32).smallest_subnormal)
-SMALL, UP, DOWN = (
-    2.0**-60,
-    2.0**100,
-    2.0**-100,
-)  # what is below SMALL is kept times UP, or its last bits would be subnormal
+SMALL, UP = 2.0**-60, 2.0**100  # what is below SMALL is kept times UP, or its last bits would be subnormal
 
 
 class Number(NamedTuple):

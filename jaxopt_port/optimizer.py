@@ -1,7 +1,7 @@
 """Optimizer and OptState: what a user holds, and why a state has the form that it has.
 
 A `Rule` (rule.py) is one optimizer's arithmetic on one array; `lift` (lift.py) makes an `Optimizer` of it. The form was
-chosen by experiment (2 cores, AdamW, float32, donated; `python -m benchmarks` measures it again):
+chosen by experiment (2 cores, AdamW, float32, donated; times to compile in CPU seconds):
 
 (a) A rule split into `scalars` / `update` carries NAdam's float32 `mu_product`, ASGD's `eta` and `mu` and SGD's late
     first buffer: each is an entry of the scalar state that `scalars` returns. Rprop's step size is a slot whose first

@@ -89,19 +89,6 @@ def is_box(x: Any) -> bool:
     return (hasattr(type(x), "get_raw_value") or hasattr(type(x), "unbox")) and len(jax.tree.leaves(x)) == 1
 
 
-def unbox(tree: Any) -> Any:
-    """The tree without the boxes in it."""
-    return jax.tree.map(lambda x: jax.tree.leaves(x)[0] if is_box(x) else x, tree, is_leaf=is_box)
-
-
-def box_like(box: Any, slot: Any) -> Any:
-    """The slot of a parameter, with a box as the parameter's around every array of its shape."""
-    if not is_box(box):
-        return slot
-    (p,), treedef = jax.tree.flatten(box)
-    return jax.tree.map(lambda x: treedef.unflatten([x]) if x.shape == p.shape else x, slot)
-
-
 def _key(entry: Any) -> str:
     for attribute in ("key", "name", "idx"):
         if hasattr(entry, attribute):

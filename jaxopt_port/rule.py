@@ -32,7 +32,7 @@ def takes_dense(g: Any, options: SimpleNamespace) -> None:
 
 
 class Rule(NamedTuple):
-    """One optimizer's arithmetic on one array. It knows nothing of trees, groups, None, jit or sharding.
+    """One optimizer's arithmetic on one array. It knows nothing of trees, groups, None or jit.
 
     `lift` makes an optimizer of it, `factory` a function that does. docs/adding-an-optimizer.md writes one.
 

@@ -94,6 +94,9 @@ def adagrad(
     As in torch, every group starts from the optimizer's own `initial_accumulator_value`: one given to a group has no
     effect.
 
+    A row-sparse gradient, a `BCOO` as `sparse_adam` takes it, steps its rows.
+    With a weight decay it is refused, as in torch; with one that `set_hyper` sets later its rows become NaN.
+
     Args:
       lr: :math:`\gamma`, learning rate; live.
       lr_decay: :math:`\eta`, decay of the learning rate; live.

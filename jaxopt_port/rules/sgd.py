@@ -39,12 +39,11 @@ def update(p: jax.Array, g: jax.Array, s: SGDState, c: SimpleNamespace) -> tuple
     decayed = add_weight_decay(g, p, c.weight_decay)
     if s.momentum_buffer is None:
         return p + c.neg_lr * decayed, s
-    first, turned_on = varied(c.first, g, c) != 0, c.turned_on
-    moved = jnp.where(first, decayed, rounded(s.momentum_buffer * c.momentum) + c.gain * decayed)
-    buffer = stored(jnp.where(turned_on, moved, s.momentum_buffer), g, c)
+    moved = jnp.where(varied(c.first, g, c) != 0, decayed, rounded(s.momentum_buffer * c.momentum) + c.gain * decayed)
+    buffer = stored(jnp.where(c.turned_on, moved, s.momentum_buffer), g, c)
     again = add_weight_decay(g, p, c.weight_decay * c.another_one)  # for its own kernel
     direction = again + c.momentum * buffer if c.nesterov else buffer
-    return p + c.neg_lr * jnp.where(turned_on, direction, again), SGDState(buffer)
+    return p + c.neg_lr * jnp.where(c.turned_on, direction, again), SGDState(buffer)
 
 
 def _update_rows(p: jax.Array, g: Any, s: SGDState, c: SimpleNamespace) -> tuple[jax.Array, SGDState]:
@@ -112,6 +111,9 @@ def sgd(
 
     The first buffer is the gradient itself, without dampening; a parameter gets it at its first step with a momentum
     that is not 0, which may come late when a scheduler turns momentum on.
+
+    A row-sparse gradient, a `BCOO` as `sparse_adam` takes it, steps its rows; with momentum, the rows of all so far.
+    With a weight decay it is refused, as in torch; with one that `set_hyper` sets later its rows become NaN.
 
     Args:
       lr: :math:`\gamma`, learning rate; live.

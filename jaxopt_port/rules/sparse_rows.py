@@ -13,23 +13,25 @@ if TYPE_CHECKING:
 
 
 def check_rows(g: Any) -> None:
-    """Raise for a sparse gradient that is not one of rows."""
-    if is_sparse(g) and (g.n_batch, g.n_sparse) != (0, 1):
+    """Raise for a sparse gradient that is not one of rows, or on a mesh where rows cannot be gathered."""
+    if not is_sparse(g):
+        return
+    if (g.n_batch, g.n_sparse) != (0, 1):
         raise ValueError(
             "sparse gradients need one sparse dimension, the first, and no batch dimension, not "
             f"n_sparse={g.n_sparse}, n_batch={g.n_batch}: BCOO((rows, indices), shape=...), indices of shape (nse, 1)"
         )
-    if is_sparse(g) and jnp.iscomplexobj(g.data):
+    if jnp.iscomplexobj(g.data):
         raise ValueError("sparse gradients of complex parameters are not supported: use g.todense()")
-
-
-def coalesced(g: "BCOO") -> "Rows":
-    """The rows of a gradient, those that appear twice summed: torch's `coalesce`."""
     if is_explicit(g.data):
         raise ValueError(
             "row-sparse gradients do not work on a mesh with explicit axes: make it with "
             "axis_types=(jax.sharding.AxisType.Auto,)"
         )
+
+
+def coalesced(g: "BCOO") -> "Rows":
+    """The rows of a gradient, those that appear twice summed: torch's `coalesce`."""
     return Rows(g.sum_duplicates(nse=g.nse, remove_zeros=False))
 
 
