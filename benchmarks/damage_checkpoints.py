@@ -19,9 +19,9 @@ import numpy as np
 
 from train import data, run_folder
 from train.__main__ import main as train
+from train.cache import cache_root
 from train.checkpoint import Checkpoints
 from train.command_line import parse
-from train.data.prepared import cache_root
 from train.errors import UsageError
 from train.start import start
 from train.training import make_training

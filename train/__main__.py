@@ -25,7 +25,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from train import output
+    from train import cache, output
 
     output.tolerate()
+    cache.keep_compiled()
     sys.exit(main())

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from train import manifest
+from train.cache import cache_root
 from train.data.locks import alone
 from train.errors import UsageError, one_line
 
@@ -92,9 +93,3 @@ def _is_whole(directory: Path) -> bool:
     except manifest.Damaged:
         return False
     return True
-
-
-def cache_root() -> Path:
-    """Where this program keeps what it can make again."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home).expanduser() if home else Path.home() / ".cache") / "jaxopt_port"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from train.cache import cache_root
 from train.config import Config
 from train.data import decoded, prepared
 from train.data.examples import Data, Examples
@@ -46,7 +47,7 @@ def load(dataset: str, split: str, data_dir: Path | None = None, archive: Path |
 
 def _load(place: prepared.Place, split: str) -> Examples:
     directory = place.directory()
-    entry = prepared.cache_root() / "decoded" / f"{place.dataset}-{split}-{_fingerprint(directory)}"
+    entry = cache_root() / "decoded" / f"{place.dataset}-{split}-{_fingerprint(directory)}"
 
     def decode() -> Examples:
         sound = place.sound()  # before its pictures are believed
