@@ -25,6 +25,7 @@ PARTS = ("images", "start")
 GOALS = {"cpu": "at least 1", "gpu": "at least 1.5 times the CUDA graph"}
 
 Turn = Callable[[], float]  # takes an epoch; images a second
+Step = Callable[[Any, Any], Any]  # of pictures and labels; the loss
 
 
 def ours(images: np.ndarray, labels: np.ndarray, batch: int) -> Turn:
@@ -61,7 +62,6 @@ def torchs(images: np.ndarray, labels: np.ndarray, batch: int, device: str, grap
     optimizer, loss_fn = torch.optim.SGD(model.parameters(), lr=0.01), nn.CrossEntropyLoss()
     x_all = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(device)
     y_all = torch.from_numpy(labels.astype(np.int64)).to(device)
-    x_in, y_in = x_all[:batch].clone(), y_all[:batch].clone()
 
     def step(x: Any, y: Any) -> Any:
         optimizer.zero_grad()
@@ -70,31 +70,38 @@ def torchs(images: np.ndarray, labels: np.ndarray, batch: int, device: str, grap
         optimizer.step()
         return loss.detach()
 
-    replay: Callable[[Any, Any], Any] = step
-    if graph:
-        side = torch.cuda.Stream()
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                step(x_in, y_in)
-        torch.cuda.current_stream().wait_stream(side)
-        captured = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(captured):
-            static_loss = step(x_in, y_in)
-
-        def replay(x: Any, y: Any) -> Any:
-            x_in.copy_(x)
-            y_in.copy_(y)
-            captured.replay()
-            return static_loss.clone()
+    take = captured(step, x_all[:batch].clone(), y_all[:batch].clone()) if graph else step
 
     def turn() -> float:
         begin, losses = time.perf_counter(), []
         for at in range(0, len(labels), batch):
-            losses.append(replay(x_all[at : at + batch], y_all[at : at + batch]))
+            losses.append(take(x_all[at : at + batch], y_all[at : at + batch]))
         torch.stack(losses).cpu()
         return len(labels) / (time.perf_counter() - begin)
 
     return turn
+
+
+def captured(step: Step, x: Any, y: Any) -> Step:
+    """The step as a CUDA graph, which reads its batch from `x` and `y`."""
+    import torch
+
+    side: Any = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step(x, y)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = step(x, y)
+
+    def take(x_next: Any, y_next: Any) -> Any:
+        x.copy_(x_next)
+        y.copy_(y_next)
+        graph.replay()
+        return loss.clone()
+
+    return take
 
 
 def images_a_second(device: str, seconds: float) -> None:
