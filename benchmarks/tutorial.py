@@ -1,13 +1,14 @@
 """Training the tutorial's network: `python -m benchmarks.tutorial [images] [start]`, on a GPU with `--device gpu`.
 
 `images`: images a second of a training step by batch size, ours as `python -m train` takes it and torch's eager loop
-and, on a GPU, its CUDA graph, in turns in one process, medians; both take their batches from arrays in memory.
+and, on a GPU, its CUDA graph, in turns in one process, medians; both take their batches from arrays in memory. Ours alone where there is no torch.
 
 `start`: seconds of commands: `--help`, and a run to the end of its first step, on a cold and on a warm compilation
 cache.
 """
 
 import argparse
+import importlib.util
 import os
 import shutil
 import statistics
@@ -106,9 +107,10 @@ def captured(step: Step, x: Any, y: Any) -> Step:
 
 def images_a_second(device: str, seconds: float) -> None:
     rng = np.random.default_rng(0)
-    torch_forms = ["eager"] if device == "cpu" else ["eager", "CUDA graph"]
-    heads = ["batch", "ours, images/s", *(f"torch {form}" for form in torch_forms)]
-    heads += [f"ours / torch {torch_forms[-1]} ({GOALS[device]})"]
+    forms = ["eager"] if device == "cpu" else ["eager", "CUDA graph"]
+    forms = forms if importlib.util.find_spec("torch") else []
+    heads = ["batch", "ours, images/s", *(f"torch {form}" for form in forms)]
+    heads += [f"ours / torch {form} ({GOALS[device]})" for form in forms[-1:]]
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for batch in BATCHES:
         count = batch * max(8, 200 // batch) if device == "cpu" else batch * max(40, 8_000 // batch)
@@ -116,7 +118,7 @@ def images_a_second(device: str, seconds: float) -> None:
         labels = rng.integers(0, 10, count).astype(np.int32)
         place = "cpu" if device == "cpu" else "cuda"
         turns = [ours(images, labels, batch)]
-        turns += [torchs(images, labels, batch, place, form == "CUDA graph") for form in torch_forms]
+        turns += [torchs(images, labels, batch, place, form == "CUDA graph") for form in forms]
         for turn in turns:
             turn()
         rates: list[list[float]] = [[] for _ in turns]
@@ -125,7 +127,8 @@ def images_a_second(device: str, seconds: float) -> None:
             for turn, each in zip(turns, rates, strict=True):
                 each.append(turn())
         medians = [statistics.median(each) for each in rates]
-        print(f"| {batch} | {' | '.join(f'{m:,.0f}' for m in medians)} | {medians[0] / medians[-1]:.2f} |", flush=True)
+        cells = [f"{batch}", *(f"{m:,.0f}" for m in medians), *(f"{medians[0] / m:.2f}" for m in medians[1:][-1:])]
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def seconds_to_the_first_step(folder: str, run: str) -> float:
