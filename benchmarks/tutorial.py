@@ -1,7 +1,8 @@
 """Training the tutorial's network: `python -m benchmarks.tutorial [images] [start]`, on a GPU with `--device gpu`.
 
 `images`: images a second of a training step by batch size, ours as `python -m train` takes it and torch's eager loop
-and, on a GPU, its CUDA graph, in turns in one process, medians; both take their batches from arrays in memory. Ours alone where there is no torch.
+and, on a GPU, its CUDA graph, in turns in one process, medians; both take their batches from arrays in memory. Ours
+alone where there is no torch.
 
 `start`: seconds of commands: `--help`, and a run to the end of its first step, on a cold and on a warm compilation
 cache.

@@ -11,7 +11,7 @@ from jaxopt_port.factory import factory
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule
-from jaxopt_port.rules.tensor_ops import add_weight_decay, lerp, varied
+from jaxopt_port.rules.tensor_ops import add_weight_decay, lerp
 from jaxopt_port.scalars import Scalar, check_at_least_0, check_betas, check_lr
 
 
@@ -33,9 +33,8 @@ def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tup
 
 
 def update(p: jax.Array, g: jax.Array, s: AdamaxState, c: SimpleNamespace) -> tuple[jax.Array, AdamaxState]:
-    weight1 = varied(c.weight1, g, c)
     g = add_weight_decay(g, p, c.weight_decay)
-    exp_avg = lerp(s.exp_avg, g, weight1)
+    exp_avg = lerp(s.exp_avg, g, c.weight1)
     exp_inf = jnp.maximum(s.exp_inf * c.beta2, jnp.abs(g) + c.eps)
     return p + c.neg_clr * exp_avg / exp_inf, AdamaxState(exp_avg, exp_inf)
 

@@ -12,7 +12,7 @@ from jaxopt_port.factory import factory
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule
-from jaxopt_port.rules.tensor_ops import add_weight_decay, lerp, moving_square, rounded, varied
+from jaxopt_port.rules.tensor_ops import add_weight_decay, lerp, moving_square, rounded
 from jaxopt_port.scalars import Scalar, check_at_least_0, check_betas, check_lr
 
 
@@ -42,12 +42,11 @@ def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tup
 
 
 def update(p: jax.Array, g: jax.Array, s: NAdamState, c: SimpleNamespace) -> tuple[jax.Array, NAdamState]:
-    weight1 = varied(c.weight1, g, c)
     if c.decoupled_weight_decay:
         p = rounded(p * c.decay)
     else:
         g = add_weight_decay(g, p, c.weight_decay)
-    exp_avg = lerp(s.exp_avg, g, weight1)
+    exp_avg = lerp(s.exp_avg, g, c.weight1)
     exp_avg_sq = moving_square(s.exp_avg_sq, g, c.beta2, c.weight2)
     denom = jnp.sqrt(exp_avg_sq / c.bias_correction2) + c.eps
     p = p + c.g_step_size * g / denom

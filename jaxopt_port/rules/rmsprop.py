@@ -12,7 +12,7 @@ from jaxopt_port.factory import factory
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule
-from jaxopt_port.rules.tensor_ops import add_weight_decay, lerp, moving_square, rounded, stored, varied
+from jaxopt_port.rules.tensor_ops import add_weight_decay, lerp, moving_square, rounded, stored
 from jaxopt_port.scalars import Scalar, check_at_least_0, check_lr, is_on
 
 
@@ -41,7 +41,7 @@ def update(p: jax.Array, g: jax.Array, s: RMSpropState, c: SimpleNamespace) -> t
     ]
     has_momentum = c.has_momentum
     square_avg = stored(moving_square(s.square_avg, decayed[0], c.alpha, c.weight), g, c)
-    grad_avg = None if s.grad_avg is None else stored(lerp(s.grad_avg, decayed[1], varied(c.weight, g, c)), g, c)
+    grad_avg = None if s.grad_avg is None else stored(lerp(s.grad_avg, decayed[1], c.weight), g, c)
     variance = square_avg if grad_avg is None else square_avg - grad_avg * grad_avg
     if s.momentum_buffer is None:
         return p + c.neg_lr * decayed[2] / (jnp.sqrt(variance) + c.eps), RMSpropState(square_avg, None, grad_avg)

@@ -11,7 +11,7 @@ from jaxopt_port.factory import factory
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule
-from jaxopt_port.rules.tensor_ops import sign, stored, varied
+from jaxopt_port.rules.tensor_ops import sign, stored
 from jaxopt_port.scalars import Scalar, check_lr, check_pair, is_known
 
 
@@ -42,7 +42,7 @@ def update(p: jax.Array, g: jax.Array, s: RpropState, c: SimpleNamespace) -> tup
         factor = jnp.where(factor == 0, 1, factor)
         return factor, jnp.where(factor == c.etaminus * one, 0, g)
 
-    step_size = jnp.where(varied(c.first, g, c) != 0, c.lr, s.step_size) * turned(1.0)[0]
+    step_size = jnp.where(c.first, c.lr, s.step_size) * turned(1.0)[0]
     step_size = stored(jnp.minimum(jnp.maximum(step_size, c.step_size_min), c.step_size_max), g, c)
     p = stored(p - sign(turned(c.one)[1]) * step_size, step_size, c)
     prev = jnp.where(p > 0, turned(c.another_one)[1], turned(c.one * c.another_one)[1])  # after p, which reads the old

@@ -12,7 +12,7 @@ from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule, is_sparse
 from jaxopt_port.rules.sparse_rows import check_rows, coalesced
-from jaxopt_port.rules.tensor_ops import add_weight_decay, rounded, stored, varied
+from jaxopt_port.rules.tensor_ops import add_weight_decay, rounded
 from jaxopt_port.scalars import Scalar, check_at_least_0, check_lr, is_known, is_on
 
 
@@ -20,15 +20,20 @@ class SGDState(NamedTuple):
     momentum_buffer: jax.Array | None  # None without momentum
 
 
+def init(p: jax.Array, o: SimpleNamespace) -> SGDState:
+    return SGDState(jnp.full_like(p, -0.0))  # what a first gradient is added to, and keeps its bits, a zero's sign too
+
+
 def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
     turned_on = jnp.not_equal(h.momentum, 0)
+    gain = jnp.where(s["has_buffer"], 1 - h.dampening, 1)
     c = {
         "neg_lr": -h.lr,
         "weight_decay": h.weight_decay,
         "momentum": h.momentum,
-        "gain": 1 - h.dampening,
         "turned_on": turned_on,
-        "first": ~s["has_buffer"],
+        "keep": jnp.where(turned_on, h.momentum, 1),  # a buffer stays as it is while there is no momentum
+        "gain": jnp.where(turned_on, gain, 0),
     }
     return c, {"has_buffer": s["has_buffer"] | turned_on}
 
@@ -39,8 +44,7 @@ def update(p: jax.Array, g: jax.Array, s: SGDState, c: SimpleNamespace) -> tuple
     decayed = add_weight_decay(g, p, c.weight_decay)
     if s.momentum_buffer is None:
         return p + c.neg_lr * decayed, s
-    moved = jnp.where(varied(c.first, g, c) != 0, decayed, rounded(s.momentum_buffer * c.momentum) + c.gain * decayed)
-    buffer = stored(jnp.where(c.turned_on, moved, s.momentum_buffer), g, c)
+    buffer = rounded(s.momentum_buffer * c.keep) + c.gain * decayed
     again = add_weight_decay(g, p, c.weight_decay * c.another_one)  # for its own kernel
     direction = again + c.momentum * buffer if c.nesterov else buffer
     return p + c.neg_lr * jnp.where(c.turned_on, direction, again), SGDState(buffer)
@@ -81,6 +85,7 @@ SGD = Rule(
     scalars,
     update,
     check=check,
+    init=init,
     live=("lr", "momentum", "dampening", "weight_decay"),
     structural=("momentum",),
     optional={"momentum_buffer": has_momentum},
@@ -110,7 +115,8 @@ def sgd(
       \theta_t &= \theta_{t-1} - \gamma (g_t + \mu b_t \text{ if nesterov else } b_t)
 
     The first buffer is the gradient itself, without dampening; a parameter gets it at its first step with a momentum
-    that is not 0, which may come late when a scheduler turns momentum on.
+    that is not 0, which may come late when a scheduler turns momentum on. While momentum is 0 a buffer is multiplied by
+    1: unlike torch's, it becomes NaN with a gradient that is not finite, and a -0.0 in it may become 0.
 
     A row-sparse gradient, a `BCOO` as `sparse_adam` takes it, steps its rows; with momentum, the rows of all so far.
     With a weight decay it is refused, as in torch; with one that `set_hyper` sets later its rows become NaN.

@@ -23,17 +23,6 @@ def rounded(x: jax.Array) -> jax.Array:
     return jnp.where(x > 0, jnp.abs(x), x)
 
 
-def varied(x: jax.Array, by: jax.Array, c: SimpleNamespace) -> jax.Array:
-    """The scalar `x` at every element of an array like `by`, which a compiler cannot know to be the same everywhere.
-
-    For conditions: a loop over elements that selects by a scalar LLVM makes into two loops, one for each case, four
-    with the next such condition, and so on, which takes two to three times as long to compile. A flag becomes 0 or 1.
-    Not for a condition that spares reading an array, as without weight decay that of the parameter: the step takes
-    longer by the time that a memory needs for it (SGD 1.4 to 2 times optax's, where it is level).
-    """
-    return x.astype(by.dtype) * jnp.where(by > 0, c.one, c.another_one)
-
-
 def stored(x: jax.Array, by: jax.Array, c: SimpleNamespace) -> jax.Array:
     """`x` as it is, but computed once: what uses it reads it from memory, where it may have replaced the old array.
 
