@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from numbers import Integral
 from types import SimpleNamespace
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +28,13 @@ from jaxopt_port.closure.flat import (
 )
 from jaxopt_port.closure.line_search import rounding
 from jaxopt_port.closure.placement import Make, abstract_like, check_like_params, make_like
-from jaxopt_port.closure.program import Program, Traces
 from jaxopt_port.closure.stop import or_non_finite
 from jaxopt_port.number import to_float64, to_number
 from jaxopt_port.optimizer import Algorithm, OptState
 from jaxopt_port.sharding import abstract, is_abstract, on_devices_of
+
+if TYPE_CHECKING:
+    from jaxopt_port.closure.program import Program
 
 REMEDY = "Make one of these parameters with this optimizer's init."
 UNLIMITED = 2**31 - 1
@@ -117,6 +119,8 @@ class ClosureAlgorithm(Algorithm):
     name: str  # of the factory, for messages
 
     def __init__(self, live: Mapping[str, Any], **static: Any):
+        from jaxopt_port.closure.program import Traces  # here, since it imports jax.extend, which takes long
+
         self.live, self.static, self.traces = dict(live), static, Traces()
         self.has_begun = False  # whether `init` was called, see check_fresh
 
@@ -332,7 +336,7 @@ def check_count(name: str, value: Any, at_least: int) -> None:
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _step_closure(
-    algorithm: ClosureAlgorithm, program: Program, has_aux: bool, operands: list[Any], state: OptState, params: Tree
+    algorithm: ClosureAlgorithm, program: "Program", has_aux: bool, operands: list[Any], state: OptState, params: Tree
 ) -> tuple[Any, Tree, OptState]:
     leaves, treedef = leaves_of(params), jax.tree.structure(params)
     evaluate = program.evaluation(operands)
