@@ -57,7 +57,7 @@ def test_code_blocks_run_and_print_what_stands_below_them(
     """In order, in one namespace, in an empty folder."""
     code = blocks(path.read_text())
     if any("import torch\n" in block.code for block in code):
-        pytest.importorskip("torch", reason="the page shows torch beside JAX")
+        pytest.importorskip("torch")
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {"__name__": f"docs_{path.stem}"}
     for block in code:
