@@ -92,6 +92,14 @@ def test_the_api_pages_have_every_public_name() -> None:
     assert public_names() - shown == set()
 
 
+def test_the_script_of_a_user_has_every_public_name() -> None:
+    """`.ci/run` runs it against the installed wheel."""
+    tree = ast.parse((ROOT / "tests" / "installed" / "use.py").read_text())
+    used = {each.attr for each in ast.walk(tree) if isinstance(each, ast.Attribute)}
+    used |= {alias.name for each in ast.walk(tree) if isinstance(each, ast.ImportFrom) for alias in each.names}
+    assert {name.rpartition(".")[2] for name in public_names()} - used == set()
+
+
 def test_every_page_is_in_the_navigation() -> None:
     config = load_config(str(ROOT / "mkdocs.yml"))
     pages = {page.file.src_uri for page in get_navigation(get_files(config), config).pages}

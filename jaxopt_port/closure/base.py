@@ -28,7 +28,7 @@ from jaxopt_port.closure.flat import (
 )
 from jaxopt_port.closure.line_search import rounding
 from jaxopt_port.closure.placement import Make, abstract_like, check_like_params, make_like
-from jaxopt_port.closure.stop import or_non_finite
+from jaxopt_port.closure.stop import Stop, first_of, or_non_finite
 from jaxopt_port.number import to_float64, to_number
 from jaxopt_port.optimizer import Algorithm, OptState
 from jaxopt_port.sharding import abstract, is_abstract, on_devices_of
@@ -106,6 +106,26 @@ class Progress(NamedTuple):
     def stalled(self) -> jax.Array:
         """Whether a search goes to and fro within the rounding of loss and gradient."""
         return self.idle >= STALLED
+
+
+def iterate(
+    iteration: Callable[[Progress], Progress], at: Progress, limits: Limits, *sooner: tuple[jax.Array, Stop]
+) -> Progress:
+    """`iteration` until it sets a stop; not once where the first evaluation is the end.
+
+    Args:
+      iteration: one, which sets `slots.stop`.
+      at: the first evaluation, and the state.
+      limits: of the call.
+      sooner: what ends it there before the gradient is looked at.
+    """
+    stop = first_of(
+        *sooner,
+        (largest(at.grad) <= limits.tolerance_grad, Stop.GRADIENT),
+        (limits.max_iter < 1, Stop.MAX_ITER),
+    )
+    at = at._replace(slots=at.slots._replace(stop=stop))
+    return jax.lax.while_loop(lambda now: now.slots.stop == Stop.NOT_YET, iteration, at)
 
 
 class ClosureAlgorithm(Algorithm):
