@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-collect_ignore = ["oracle.py", "train/torch_side.py", "compare/torch_side.py"]  # they need torch, and have no doctests
+# These need torch, and have no doctests.
+collect_ignore = ["oracle.py", "cuda_oracle.py", "train/torch_side.py", "compare/torch_side.py"]
 report = pytest.StashKey[list[str]]()
 
 # Part of the reason that a skipped test gives, and whether it is one here. In CI a test skipped for another one fails.

@@ -112,7 +112,7 @@ def gradients() -> None:
     clipped, total = optim.clip_grad_norm(grads, 1.0)
     assert float(total) == float(norm)
     optim.clip_grad_value(optim.clip_grads_with_norm(clipped, 1.0, total), 0.1)
-    assert optim.zero_grad(grads) is None
+    assert optim.zero_grad(grads) == {"weight": None, "bias": None}
 
     scaler = optim.GradScaler(init_scale=8.0)
     scaling: optim.GradScalerState = scaler.init()

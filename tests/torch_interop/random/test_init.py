@@ -113,6 +113,8 @@ def test_layers(layer: str, dtype: str) -> None:
     ],
 )
 def test_functions(name: str, args: tuple[Any, ...], shape: tuple[int, ...], dtype: str) -> None:
+    if name == "trunc_normal" and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13):
+        pytest.skip("this torch draws a truncated normal otherwise than 2.13")
     for seed in SEEDS:
         torch.manual_seed(seed)
         generator, theirs = Generator(seed), torch.empty(shape, dtype=getattr(torch, dtype))
