@@ -24,7 +24,7 @@ from jaxopt_port.torch_interop import optimizer_state_dict
 from tests.helpers import CountTraces, assert_same_bits, assert_same_types
 
 pytest.importorskip("torch")
-from tests.cuda_oracle import f32, fma, in_torch  # noqa: E402
+from tests.cuda_oracle import f32, fma, in_torch
 
 SIZE = 10**6
 CASES: list[tuple[str, dict[str, Any]]] = [
