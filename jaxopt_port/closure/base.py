@@ -21,7 +21,6 @@ from jaxopt_port.closure.flat import (
     gradient,
     largest,
     leaves_of,
-    sharded_like,
     unflat_dtype,
     unflatten,
     wide_enough,
@@ -31,7 +30,7 @@ from jaxopt_port.closure.placement import Make, abstract_like, check_like_params
 from jaxopt_port.closure.stop import Stop, first_of, or_non_finite
 from jaxopt_port.number import to_float64, to_number
 from jaxopt_port.optimizer import Algorithm, OptState
-from jaxopt_port.sharding import abstract, is_abstract, on_devices_of
+from jaxopt_port.sharding import abstract, is_abstract, on_devices_of, sharded_as
 
 if TYPE_CHECKING:
     from jaxopt_port.closure.program import Program
@@ -310,10 +309,10 @@ class ClosureAlgorithm(Algorithm):
 
         def seen(loss: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
             check_not_varying(self.name, loss, grad)
-            return sign * jnp.asarray(loss, grad.dtype), sharded_like(sign * grad, state.slots.prev_flat_grad)
+            return sign * jnp.asarray(loss, grad.dtype), sharded_as(state.slots.prev_flat_grad, sign * grad)
 
         like_params, treedef = jax.tree.flatten(state.slots.d)
-        slots = state.slots._replace(d=sharded_like(flatten(like_params, leaves), state.slots.prev_flat_grad))
+        slots = state.slots._replace(d=sharded_as(state.slots.prev_flat_grad, flatten(like_params, leaves)))
         at = Progress.first(leaves, *seen(loss, grad), slots)
         h = self.live_values(state, grad.dtype)
         end = run(lambda x: seen(*evaluate(x)), at, h, state.steps[0]["n_iter"], limits)
