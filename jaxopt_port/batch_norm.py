@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
+from importlib.util import find_spec
 from typing import Any
 
 import jax
@@ -48,6 +49,8 @@ def update_bn(
 
     Source: torch/optim/swa_utils.py.
     """
+    if find_spec("flax") is None:
+        raise ImportError("update_bn takes models of flax, which is not installed: pip install flax")
     if variables is None:
         return _update_nnx(loader, model, unbiased, kwargs)
     return _update_linen(loader, model, variables, unbiased, kwargs)

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxopt_port.cuda_arithmetic import CudaUpdate
 from jaxopt_port.lift import Lifted
 from jaxopt_port.optimizer import Optimizer, OptState, algorithm_of
 from jaxopt_port.param_groups import ParamGroup
@@ -67,6 +66,8 @@ def exact(optimizer: Optimizer) -> Optimizer:
     CUDA kernels do) and aten/src/ATen/native/cuda/BinaryDivTrueKernel.cu; Figueroa, When is double rounding innocuous?,
     1995.
     """
+    from jaxopt_port.cuda_arithmetic import CudaUpdate  # here, since it imports jax.extend, which takes long
+
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"exact takes an optimizer as its factory returns it, not a {type(optimizer).__name__}")
     lifted = algorithm_of(optimizer)

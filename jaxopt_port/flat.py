@@ -251,10 +251,12 @@ class Flat(Lifted):
 
 
 def _are_vectors(vectors: Any, like: Vectors) -> bool:
+    """Whether they have an entry for each group and dtype; what nnx.Optimizer puts around an array is passed by."""
     try:
-        return isinstance(vectors, tuple) and bool(jax.tree.structure(like).flatten_up_to(vectors) or True)
+        jax.tree.structure(like).flatten_up_to(vectors)
     except (ValueError, TypeError):
         return False
+    return isinstance(vectors, tuple)
 
 
 def _join(arrays: Sequence[Any]) -> Any:

@@ -57,7 +57,7 @@ def test_code_blocks_run_and_print_what_stands_below_them(
     """In order, in one namespace, in an empty folder."""
     code = blocks(path.read_text())
     if any("import torch\n" in block.code for block in code):
-        pytest.importorskip("torch", reason="the page shows torch beside JAX")
+        pytest.importorskip("torch")
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {"__name__": f"docs_{path.stem}"}
     for block in code:
@@ -90,6 +90,14 @@ def test_the_api_pages_have_every_public_name() -> None:
     for page in (ROOT / "docs" / "api").glob("*.md"):
         shown |= set(re.findall(r"^::: (\S+)", page.read_text(), re.MULTILINE))
     assert public_names() - shown == set()
+
+
+def test_the_script_of_a_user_has_every_public_name() -> None:
+    """`.ci/run` runs it against the installed wheel."""
+    tree = ast.parse((ROOT / "tests" / "installed" / "use.py").read_text())
+    used = {each.attr for each in ast.walk(tree) if isinstance(each, ast.Attribute)}
+    used |= {alias.name for each in ast.walk(tree) if isinstance(each, ast.ImportFrom) for alias in each.names}
+    assert {name.rpartition(".")[2] for name in public_names()} - used == set()
 
 
 def test_every_page_is_in_the_navigation() -> None:

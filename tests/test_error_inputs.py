@@ -11,7 +11,7 @@ from jax.experimental.sparse import BCOO
 import jaxopt_port as optim
 from tests.helpers import RULES
 
-torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
+torch = pytest.importorskip("torch")
 
 LR = "Tensor lr must be 1-element"  # which every optimizer has, with torch's words
 # What every optimizer of torch refuses because it is handed parameters; ours are handed them later, in a tree. What

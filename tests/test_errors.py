@@ -187,7 +187,6 @@ def test_a_state_that_is_not_the_optimizers():
         grouped.step(GRADS, state, PARAMS)  # it would have stepped nothing of the second group
 
 
-@pytest.mark.skipif(MATRICES not in RULES, reason="there is no muon yet")
 def test_a_parameter_that_an_optimizer_cannot_take_is_named():
     with pytest.raises(ValueError, match="Muon only supports 2D parameters") as error:
         optim.optimizers[MATRICES]().init({"layer": jnp.ones(3)})

@@ -88,7 +88,7 @@ def torch_gpt(width: int, heads: int, layers: int, context: int) -> Any:
 
 def test_the_gpt_goes_on_from_a_torch_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three steps in torch, then thirty more in both: weights, moments, groups and the warm-up have come over."""
-    torch = pytest.importorskip("torch", reason="torch, which writes the run that is gone on with, is not installed")
+    torch = pytest.importorskip("torch")
     import numpy as np
 
     context, steps, text = 32, 30, (FOLDER / "gpt.py").read_bytes()

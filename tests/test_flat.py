@@ -222,7 +222,8 @@ def test_files():
 
 
 def test_orbax(tmp_path):
-    ocp = pytest.importorskip("orbax.checkpoint")
+    import orbax.checkpoint as ocp
+
     _, flat = pair()
     _, state = _steps(flat.step, flat.init(SMALL), [grads(0)])
     with ocp.StandardCheckpointer() as checkpointer:

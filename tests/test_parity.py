@@ -22,7 +22,7 @@ import jaxopt_port
 from tests.exact.compare import CLOSURES
 from tests.exact.conftest import selected_names
 
-torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
+torch = pytest.importorskip("torch")
 from tests import oracle  # noqa: E402
 
 NAMES = [name for name in jaxopt_port.optimizers if name not in CLOSURES]

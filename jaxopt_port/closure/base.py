@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from numbers import Integral
 from types import SimpleNamespace
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -21,18 +21,19 @@ from jaxopt_port.closure.flat import (
     gradient,
     largest,
     leaves_of,
-    sharded_like,
     unflat_dtype,
     unflatten,
     wide_enough,
 )
 from jaxopt_port.closure.line_search import rounding
 from jaxopt_port.closure.placement import Make, abstract_like, check_like_params, make_like
-from jaxopt_port.closure.program import Program, Traces
-from jaxopt_port.closure.stop import or_non_finite
+from jaxopt_port.closure.stop import Stop, first_of, or_non_finite
 from jaxopt_port.number import to_float64, to_number
 from jaxopt_port.optimizer import Algorithm, OptState
-from jaxopt_port.sharding import abstract, is_abstract, on_devices_of
+from jaxopt_port.sharding import abstract, is_abstract, on_devices_of, sharded_as
+
+if TYPE_CHECKING:
+    from jaxopt_port.closure.program import Program
 
 REMEDY = "Make one of these parameters with this optimizer's init."
 UNLIMITED = 2**31 - 1
@@ -106,6 +107,26 @@ class Progress(NamedTuple):
         return self.idle >= STALLED
 
 
+def iterate(
+    iteration: Callable[[Progress], Progress], at: Progress, limits: Limits, *sooner: tuple[jax.Array, Stop]
+) -> Progress:
+    """`iteration` until it sets a stop; not once where the first evaluation is the end.
+
+    Args:
+      iteration: one, which sets `slots.stop`.
+      at: the first evaluation, and the state.
+      limits: of the call.
+      sooner: what ends it there before the gradient is looked at.
+    """
+    stop = first_of(
+        *sooner,
+        (largest(at.grad) <= limits.tolerance_grad, Stop.GRADIENT),
+        (limits.max_iter < 1, Stop.MAX_ITER),
+    )
+    at = at._replace(slots=at.slots._replace(stop=stop))
+    return jax.lax.while_loop(lambda now: now.slots.stop == Stop.NOT_YET, iteration, at)
+
+
 class ClosureAlgorithm(Algorithm):
     """An algorithm that evaluates the loss several times a step, on all parameters as one vector.
 
@@ -117,6 +138,8 @@ class ClosureAlgorithm(Algorithm):
     name: str  # of the factory, for messages
 
     def __init__(self, live: Mapping[str, Any], **static: Any):
+        from jaxopt_port.closure.program import Traces  # here, since it imports jax.extend, which takes long
+
         self.live, self.static, self.traces = dict(live), static, Traces()
         self.has_begun = False  # whether `init` was called, see check_fresh
 
@@ -286,10 +309,10 @@ class ClosureAlgorithm(Algorithm):
 
         def seen(loss: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
             check_not_varying(self.name, loss, grad)
-            return sign * jnp.asarray(loss, grad.dtype), sharded_like(sign * grad, state.slots.prev_flat_grad)
+            return sign * jnp.asarray(loss, grad.dtype), sharded_as(state.slots.prev_flat_grad, sign * grad)
 
         like_params, treedef = jax.tree.flatten(state.slots.d)
-        slots = state.slots._replace(d=sharded_like(flatten(like_params, leaves), state.slots.prev_flat_grad))
+        slots = state.slots._replace(d=sharded_as(state.slots.prev_flat_grad, flatten(like_params, leaves)))
         at = Progress.first(leaves, *seen(loss, grad), slots)
         h = self.live_values(state, grad.dtype)
         end = run(lambda x: seen(*evaluate(x)), at, h, state.steps[0]["n_iter"], limits)
@@ -332,7 +355,7 @@ def check_count(name: str, value: Any, at_least: int) -> None:
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _step_closure(
-    algorithm: ClosureAlgorithm, program: Program, has_aux: bool, operands: list[Any], state: OptState, params: Tree
+    algorithm: ClosureAlgorithm, program: "Program", has_aux: bool, operands: list[Any], state: OptState, params: Tree
 ) -> tuple[Any, Tree, OptState]:
     leaves, treedef = leaves_of(params), jax.tree.structure(params)
     evaluate = program.evaluation(operands)

@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from jaxopt_port.param_groups import leaf_paths
+from jaxopt_port.rule import as_complex, as_real
 from jaxopt_port.scalars import float64
-from jaxopt_port.sharding import is_abstract
+from jaxopt_port.sharding import is_abstract, replicated, sharded_as
 
 Tree = Any
 Leaves = list[jax.Array]
@@ -60,23 +60,20 @@ def flatten(grads: Sequence[jax.Array | None], leaves: Leaves) -> jax.Array:
     dtype = flat_dtype(leaves)
     parts = []
     for grad, leaf in zip(grads, leaves, strict=True):
-        real = _view_as_real(jnp.zeros_like(leaf) if grad is None else grad)
-        parts.append(_whole(real).reshape(-1).astype(dtype))
+        real = as_real(jnp.zeros_like(leaf) if grad is None else grad)
+        parts.append(replicated(real).reshape(-1).astype(dtype))
     return parts[0] if len(parts) == 1 else jnp.concatenate([*parts, jnp.zeros(0, dtype)])
 
 
 def unflatten(vector: jax.Array, leaves: Leaves) -> Leaves:
     """The parts of a vector in the leaves' shapes, in the vector's dtype: complex where the leaf is."""
-    return [_view_as_complex(part) if jnp.iscomplexobj(leaf) else part for leaf, part in _parts(vector, leaves)]
+    return [as_complex(leaf, part) for leaf, part in _parts(vector, leaves)]
 
 
 def move(leaves: Leaves, t: jax.Array, d: jax.Array) -> Leaves:
     """`leaves + t * d`, every leaf rounded to its own dtype."""
-    moved = []
-    for leaf, part in _parts(d, leaves):
-        new = _view_as_real(leaf).astype(d.dtype) + t * part
-        moved.append((_view_as_complex(new) if jnp.iscomplexobj(leaf) else new).astype(leaf.dtype))
-    return moved
+    moved = [(leaf, as_real(leaf).astype(d.dtype) + t * part) for leaf, part in _parts(d, leaves)]
+    return [as_complex(leaf, new).astype(leaf.dtype) for leaf, new in moved]
 
 
 def gradient(
@@ -112,30 +109,9 @@ def power_of_two(x: jax.Array) -> jax.Array:
 
 def _parts(vector: jax.Array, leaves: Leaves) -> Iterator[tuple[jax.Array, jax.Array]]:
     """Every leaf with its part of the vector, as real numbers in the leaf's sharding."""
-    vector, offset = _whole(vector), 0
+    vector, offset = replicated(vector), 0
     for leaf in leaves:
-        real = _view_as_real(leaf)
+        real = as_real(leaf)
         part = vector[offset : offset + real.size].reshape(real.shape)
-        yield leaf, sharded_like(part, real)
+        yield leaf, sharded_as(real, part)
         offset += real.size
-
-
-def _view_as_complex(x: jax.Array) -> jax.Array:
-    return jax.lax.complex(x[..., 0], x[..., 1])
-
-
-def _view_as_real(x: jax.Array) -> jax.Array:
-    return jnp.stack([x.real, x.imag], -1) if jnp.iscomplexobj(x) else x
-
-
-def sharded_like(x: jax.Array, other: jax.Array) -> jax.Array:
-    """An array in the sharding of another's type, which says something on a mesh with explicit axes alone."""
-    return _sharded(x, jax.typeof(other).sharding)
-
-
-def _whole(x: jax.Array) -> jax.Array:
-    return _sharded(x, jax.typeof(x).sharding.update(spec=PartitionSpec()))
-
-
-def _sharded(x: jax.Array, sharding: Any) -> jax.Array:
-    return x if sharding.mesh.empty else jax.sharding.reshard(x, sharding)

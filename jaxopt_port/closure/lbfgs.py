@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_port.closure import lbfgs_run
-from jaxopt_port.closure.base import REMEDY, ClosureAlgorithm, Limits, Progress, check_count
+from jaxopt_port.closure.base import REMEDY, ClosureAlgorithm, Limits, Progress, check_count, iterate
 from jaxopt_port.closure.flat import Evaluate, Tree, dot, largest, move
 from jaxopt_port.closure.lbfgs_memory import LBFGSState, StrongWolfeState, direction, remember
 from jaxopt_port.closure.line_search import strong_wolfe
@@ -85,12 +85,7 @@ class LBFGS(ClosureAlgorithm):
 
             return jax.lax.cond(too_flat, stay, go, now)
 
-        stop = first_of(
-            (largest(at.grad) <= limits.tolerance_grad, Stop.GRADIENT),
-            (limits.max_iter < 1, Stop.MAX_ITER),
-        )
-        at = at._replace(slots=at.slots._replace(stop=stop))
-        return jax.lax.while_loop(lambda now: now.slots.stop == Stop.NOT_YET, iteration, at)
+        return iterate(iteration, at, limits)
 
 
 def _learn(ys: jax.Array, y: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:

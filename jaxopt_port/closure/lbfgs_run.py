@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 
-from jaxopt_port.closure.base import Limits, Progress
+from jaxopt_port.closure.base import Limits, Progress, iterate
 from jaxopt_port.closure.flat import Evaluate, dot, largest, move, power_of_two
 from jaxopt_port.closure.lbfgs_memory import direction, forget, remember
 from jaxopt_port.closure.line_search import MAX_SEARCH, strong_wolfe
@@ -63,13 +63,7 @@ def run(
         )
         return after._replace(slots=after.slots._replace(stop=stop))
 
-    stop = first_of(
-        (~at.finite(), Stop.NON_FINITE),
-        (largest(at.grad) <= limits.tolerance_grad, Stop.GRADIENT),
-        (limits.max_iter < 1, Stop.MAX_ITER),
-    )
-    at = at._replace(slots=at.slots._replace(stop=stop))
-    return jax.lax.while_loop(lambda now: now.slots.stop == Stop.NOT_YET, iteration, at)
+    return iterate(iteration, at, limits, (~at.finite(), Stop.NON_FINITE))
 
 
 def _learn(ys: jax.Array, y: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:

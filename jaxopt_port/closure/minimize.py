@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,11 @@ import optax
 
 from jaxopt_port.closure.base import UNLIMITED, ClosureAlgorithm, Limits
 from jaxopt_port.closure.flat import Tree, flatten, largest, leaves_of, wide_enough
-from jaxopt_port.closure.program import Program, trace
 from jaxopt_port.closure.stop import Stop, first_of, or_non_finite
 from jaxopt_port.optimizer import Optimizer, OptState, check_optimizer, described
+
+if TYPE_CHECKING:
+    from jaxopt_port.closure.program import Program
 
 
 class Minimized(NamedTuple):
@@ -89,6 +91,8 @@ def minimize(
       >>> jax.vmap(run)(starts).params.round(2).tolist()
       [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
     """
+    from jaxopt_port.closure.program import trace  # here, since it imports jax.extend, which takes long
+
     check_optimizer(optimizer, "minimize(optimizer, fun, params)")
     if not callable(fun):
         raise TypeError(
@@ -106,7 +110,7 @@ def minimize(
 @partial(jax.jit, static_argnums=(0, 1))
 def _run(
     algorithm: ClosureAlgorithm,
-    program: Program,
+    program: "Program",
     operands: list[Any],
     state: OptState,
     params: Tree,
@@ -126,7 +130,7 @@ def _run(
 @partial(jax.jit, static_argnums=(0, 1))
 def _step_by_step(
     optimizer: optax.GradientTransformation,
-    program: Program,
+    program: "Program",
     operands: list[Any],
     state: Any,
     params: Tree,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxopt_port.closure.base import UNLIMITED, ClosureAlgorithm, Limits, Progress, check_count
+from jaxopt_port.closure.base import UNLIMITED, ClosureAlgorithm, Limits, Progress, check_count, iterate
 from jaxopt_port.closure.flat import Evaluate, Tree, dot, largest, move, power_of_two
 from jaxopt_port.closure.line_search import MAX_SEARCH, Found, strong_wolfe
 from jaxopt_port.closure.placement import Make
@@ -115,13 +115,7 @@ class NonlinearCG(ClosureAlgorithm):
             now = now.after(move(now.x, found.t, along), found.loss, found.grad, found.evals, moved)
             return now._replace(slots=moved._replace(stop=_why(now, h, limits, searches)))
 
-        stop = first_of(
-            (~at.finite(), Stop.NON_FINITE),
-            (largest(at.grad) <= limits.tolerance_grad, Stop.GRADIENT),
-            (limits.max_iter < 1, Stop.MAX_ITER),
-        )
-        at = at._replace(slots=at.slots._replace(stop=stop))
-        return jax.lax.while_loop(lambda now: now.slots.stop == Stop.NOT_YET, iteration, at)
+        return iterate(iteration, at, limits, (~at.finite(), Stop.NON_FINITE))
 
     def _direction(self, s: NonlinearCGState, grad: jax.Array, first: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The next direction, and the iterations since the last restart: 0 for steepest descent."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_port.gradients.dtypes import is_inexact, promoted, widened
+from jaxopt_port.gradients.dtypes import is_inexact, promoted, times, widened
 from jaxopt_port.rule import is_sparse
 from jaxopt_port.scalars import NUMBER, Scalar, float64, is_known
 
@@ -119,9 +119,9 @@ def clip_grads_with_norm(grads: Tree, max_norm: Scalar, total_norm: Scalar) -> T
     with float64():
         total_norm = jnp.asarray(total_norm, getattr(total_norm, "dtype", jnp.float32))
         # In torch a number over a tensor is the tensor's reciprocal times the number.
-        coefficient = _times(1 / _plus(total_norm, 1e-6), max_norm)
+        coefficient = times(1 / _plus(total_norm, 1e-6), max_norm)
         coefficient = jnp.minimum(coefficient, jnp.ones_like(total_norm))
-        return _map(lambda g: _times(g, coefficient), grads)
+        return _map(lambda g: times(g, coefficient), grads)
 
 
 def clip_grad_value(grads: Tree, clip_value: Scalar) -> Tree:
@@ -174,12 +174,6 @@ def _check_number(name: str, value: Any) -> None:
 def _plus(x: jax.Array, number: float) -> jax.Array:
     wide = widened(x.dtype)
     return (x.astype(wide) + jnp.asarray(number, wide)).astype(x.dtype)
-
-
-def _times(x: jax.Array, number: Scalar) -> jax.Array:
-    """`x * number`. torch does not round a number that meets an array of 16 bits to 16 bits first."""
-    wide = widened(x.dtype)
-    return (x.astype(wide) * jnp.asarray(number, wide)).astype(x.dtype)
 
 
 def _norm(x: jax.Array, p: float) -> jax.Array:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxopt_port.checks import flatten_like
+from jaxopt_port.checks import check_grad, flatten_like
 from jaxopt_port.closure.base import ClosureAlgorithm
 from jaxopt_port.lift import Lifted
 from jaxopt_port.optimizer import Algorithm, Optimizer, algorithm_of, check_optimizer
@@ -116,11 +116,17 @@ class _EveryK(Algorithm):
         if not isinstance(state, EveryKState):
             raise TypeError(f"expected the EveryKState that init returned, got a {type(state).__name__}")
         treedef = jax.tree.structure(params)
-        flatten_like(treedef, grads, "the gradients")
+        given = flatten_like(treedef, grads, "the gradients")
+        for index, (p, g) in enumerate(zip(jax.tree.leaves(params), given, strict=True)):
+            if is_sparse(g):
+                raise TypeError(
+                    "every_k adds up no sparse gradients: add them with accumulate_grad, or give g.todense()"
+                )
+            if _is_gradient(g):
+                check_grad(params, index, p, g)
         with float64():
             totals = jax.tree.map(_add, params, state.grads, grads)
-        given = zip(treedef.flatten_up_to(grads), self.frozen_leaves(params), strict=True)
-        absent = [not _is_gradient(g) and not frozen for g, frozen in given]
+        absent = [not _is_gradient(g) and not fixed for g, fixed in zip(given, self.frozen_leaves(params), strict=True)]
         has_grad = state.has_grad | ~jnp.array(absent, bool)
 
         def step() -> tuple[Tree, EveryKState]:
@@ -170,14 +176,8 @@ def _is_gradient(g: Any) -> bool:
 
 
 def _add(p: jax.Array, total: jax.Array, g: Any) -> jax.Array:
-    if not _is_gradient(g):
-        return total
-    if is_sparse(g):
-        raise TypeError("every_k cannot add up sparse gradients: add them with accumulate_grad, or give g.todense()")
-    if g.shape != p.shape or g.dtype != p.dtype:
-        kind = ValueError if g.shape != p.shape else TypeError
-        raise kind(f"a gradient is {g.dtype}{list(g.shape)}, its parameter {p.dtype}{list(p.shape)}")
-    return total + g
+    del p  # whose tree is the one that counts
+    return total + g if _is_gradient(g) else total
 
 
 def _broadcast(x: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:

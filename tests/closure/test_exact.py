@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("torch", reason="torch, the oracle, is not installed")
+pytest.importorskip("torch")
 Record = dict[str, Any]
 
 

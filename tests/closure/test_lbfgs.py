@@ -12,7 +12,7 @@ import pytest
 import jaxopt_port as optim
 from tests.helpers import CountTraces, assert_close, assert_same_bits
 
-torch: Any = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
+torch: Any = pytest.importorskip("torch")
 
 STARTS = {
     "float32": np.linspace(-1, 1, 10).astype(np.float32),

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import report
 from tests.exact.compare import SETTINGS
 
-pytest.importorskip("torch", reason="torch, the oracle, is not installed")
+pytest.importorskip("torch")
 
 
 def test_averages_clipping_and_scaling_have_torchs_bits(request: pytest.FixtureRequest) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +11,7 @@ import pytest
 import jaxopt_port as optim
 from jaxopt_port.torch_interop import layout, load_optimizer, optimizer_state_dict
 
-torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
-eqx: Any = pytest.importorskip("equinox", reason="equinox, whose models are tried, is not installed")
+torch = pytest.importorskip("torch")
 from tests.torch_interop.convert import arrays  # noqa: E402
 from tests.torch_interop.test_layout import draw, randomized  # noqa: E402
 

@@ -58,7 +58,7 @@ def test_groups_and_moments() -> None:
 
 
 def test_back_to_a_file_that_torch_loads(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
+    torch = pytest.importorskip("torch")
     theirs, optimizer, state, mapping = imported()
     scheduler = lambda_lr(linear_decay)
     file = torch_interop.load(DATA / "hf_trainer_scheduler.pt")

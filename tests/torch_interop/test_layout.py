@@ -11,7 +11,7 @@ from flax import nnx
 
 from jaxopt_port.torch_interop import layout
 
-torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
+torch = pytest.importorskip("torch")
 from tests.torch_interop.convert import arrays, tensors  # noqa: E402
 
 EPS = 1e-5  # torch's default in every norm; flax's LayerNorm has another

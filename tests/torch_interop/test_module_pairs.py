@@ -12,7 +12,7 @@ import pytest
 import jaxopt_port as optim
 from jaxopt_port.torch_interop import layout, load_averaged_model, load_optimizer
 
-torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
+torch = pytest.importorskip("torch")
 from tests.torch_interop.convert import arrays  # noqa: E402
 from tests.torch_interop.test_layout import check, draw, randomized  # noqa: E402
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,7 @@ from flax import nnx
 import jaxopt_port as optim
 from jaxopt_port.torch_interop import layout, load_optimizer, optimizer_state_dict
 
-torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
-eqx: Any = pytest.importorskip("equinox", reason="equinox, whose models are tried, is not installed")
+torch = pytest.importorskip("torch")
 from tests.torch_interop.convert import arrays, tensors  # noqa: E402
 from tests.torch_interop.test_layout import draw  # noqa: E402
 

@@ -13,7 +13,7 @@ import jaxopt_port
 from tests.exact.compare import SETTINGS
 from tests.exact.test_exact import LIMITS
 
-pytest.importorskip("torch", reason="torch, the oracle, is not installed")
+pytest.importorskip("torch")
 RUNS = [(name, dtype) for name in jaxopt_port.optimizers if name != "nonlinear_cg" for dtype in ("float32", "float64")]
 RUNS = [run for run in RUNS if run[0] != "lbfgs"] + [("lbfgs", "None"), ("lbfgs", "strong_wolfe")]
 

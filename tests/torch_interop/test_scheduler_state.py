@@ -19,7 +19,7 @@ from jaxopt_port.lr_scheduler import (
 from jaxopt_port.torch_interop import load_optimizer, load_scheduler, optimizer_state_dict, scheduler_state_dict
 from tests.lr_scheduler.cases import MAIN, MORE, Case, Ours, Torch, metrics
 
-torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
+torch = pytest.importorskip("torch")
 from tests.torch_interop.convert import arrays, tensors  # noqa: E402
 
 HALF, STEPS = 53, 110

@@ -293,7 +293,7 @@ def muon_dict(*groups: list[int]) -> dict[str, Any]:
 
 
 def test_muon_knows_which_axes_are_torchs_rows() -> None:
-    torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
+    torch = pytest.importorskip("torch")
     params = {"fc": {"kernel": jnp.zeros((2, 8))}, "own": jnp.zeros((3, 8))}
     mapping = layout.infer({"fc.weight": (8, 2), "own": (3, 8)}, params)
     with pytest.raises(ValueError, match=r"lie in several ways in flax, as fc.weight and own do"):

@@ -9,7 +9,7 @@ import pytest
 import jaxopt_port as optim
 from jaxopt_port.torch_interop import layout, load_optimizer
 
-torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
+torch = pytest.importorskip("torch")
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict  # noqa: E402
 
 from tests.torch_interop.convert import arrays  # noqa: E402

@@ -15,7 +15,7 @@ from jaxopt_port.torch_interop import (
     load_grad_scaler,
 )
 
-torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
+torch = pytest.importorskip("torch")
 from tests.torch_interop.convert import arrays, tensors  # noqa: E402
 
 OPTIONS = {"init_scale": 1024.0, "growth_factor": 4.0, "backoff_factor": 0.25, "growth_interval": 3}

@@ -12,7 +12,7 @@ import jaxopt_port as optim
 from jaxopt_port.torch_interop import layout, load_optimizer, optimizer_state_dict
 from train.model import Network
 
-torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
+torch = pytest.importorskip("torch")
 from tests.torch_interop.convert import arrays, tensors  # noqa: E402
 from tests.train import torch_side  # noqa: E402
 

@@ -180,12 +180,12 @@ def optimizer_state_dict(
         if states:
             order.check(known, by_shape=False)
         return {"state": states, "param_groups": [group]}
-    live, numbers = get_hyper(opt_state), exported_groups(optimizer, params)
-    state_of = parameter_state.saver(name, opt_state, lifted.members(params), params)
+    live, members = get_hyper(opt_state), lifted.members(params)
+    state_of = parameter_state.saver(name, opt_state, members, params)
     states: dict[int, dict[str, Any]] = {}
     param_groups: list[dict[str, Any]] = []
-    for group in numbers:
-        inside, listed = _inside(lifted, params, known, group)
+    for group in _exported(lifted, members):
+        inside, listed = _inside(lifted, members, leaf_paths(params), known, group)
         start = sum(len(each["params"]) for each in param_groups)
         ids = list(range(start, start + len(inside)))
         scheduled = {} if sched is None else {k: float(v) for k, v in sched["param_groups"][group].items()}
@@ -204,7 +204,10 @@ def exported_groups(optimizer: Optimizer, params: Tree) -> list[int]:
     if rule_name(optimizer) == "lbfgs":
         return [0]
     lifted = algorithm(optimizer)
-    members = lifted.members(params)
+    return _exported(lifted, lifted.members(params))
+
+
+def _exported(lifted: Any, members: list[int]) -> list[int]:
     return [group for group, frozen in enumerate(lifted.frozen) if not frozen and group in members]
 
 
@@ -222,9 +225,10 @@ def _make(
     return factory(**options[0], param_groups=[*groups, *([ParamGroup(rest, frozen=True)] if rest else [])])
 
 
-def _inside(lifted: Any, params: Tree, known: list[Parameter], group: int) -> tuple[list[Parameter], bool]:
+def _inside(
+    lifted: Any, members: list[int], paths: list[str], known: list[Parameter], group: int
+) -> tuple[list[Parameter], bool]:
     """The parameters of a group, in the order of its list of paths if it has one, and whether it has."""
-    members, paths = lifted.members(params), leaf_paths(params)
     inside = [parameter for parameter in known if any(members[leaf] == group for leaf in parameter.leaves)]
     for parameter in inside:
         if any(members[leaf] != group for leaf in parameter.leaves):

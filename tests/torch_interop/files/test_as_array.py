@@ -10,7 +10,7 @@ from jaxopt_port.torch_interop import layout
 from jaxopt_port.torch_interop.files.as_array import as_array
 from jaxopt_port.torch_interop.files.pt_types import DTYPES
 
-torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
+torch = pytest.importorskip("torch")
 
 PARAMS = {"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}
 WEIGHTS = {"weight": np.ones((3, 2)), "bias": np.zeros(3)}
