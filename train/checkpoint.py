@@ -17,7 +17,7 @@ from jaxopt_port.scalars import float64
 from train import manifest, output
 from train.config import Config
 from train.epoch import Columns, Steps
-from train.errors import one_line
+from train.errors import UsageError, one_line
 from train.loop import Moment
 from train.run_folder import Marks, RunFolder, set_aside
 from train.step import State
@@ -89,8 +89,8 @@ class Checkpoints:
             self._pending.result()
             self.failed = False
         except Exception as error:  # OSError, and what Orbax and TensorStore make of one
-            self.failed = True
-            output.complain(f"{self.path}: no checkpoint was written after step {self._at:,} ({one_line(error)})")
+            self.failed, at, self._at = True, self._at, -1
+            output.complain(f"{self.path}: no checkpoint was written after step {at:,} ({one_line(error)})")
         self._pending = None
 
     @property
@@ -106,6 +106,9 @@ class Checkpoints:
 
         Args:
           like: the first state, or its shapes.
+
+        Raises:
+          UsageError: one is whole, and is not what this program writes. It stays where it is.
         """
         for path in sorted(self._all(), reverse=True):
             try:
@@ -113,14 +116,21 @@ class Checkpoints:
                 position = json.loads((path / "position.json").read_bytes())
                 if position["run"] != self.folder.settings.id:
                     raise manifest.Damaged("it is another run's")
-                moment, marks = _read(path, position, like)
-                self._at = moment.step
-                return moment, marks
-            except Exception as error:  # Orbax raises many kinds
+            except Exception as error:  # whatever is not as it was
                 aside = set_aside(path)
                 output.complain(
                     f"checkpoint {path}: {one_line(error)}; set aside as {aside.name}, the one before is used"
                 )
+                continue
+            try:
+                moment, marks = _read(path, position, like)
+            except Exception as error:  # Orbax raises many kinds
+                raise UsageError(
+                    f"--resume {self.folder.path}: checkpoint {path.name} is whole, but cannot be restored here "
+                    f"({one_line(error)}); go on with the versions in the run's config.json"
+                ) from error
+            self._at = moment.step
+            return moment, marks
         return None
 
     def _all(self) -> list[Path]:
@@ -166,10 +176,9 @@ def _position(moment: Moment, run: str, marks: Marks) -> dict[str, Any]:
 
 
 def _read(path: Path, position: dict[str, Any], like: State) -> tuple[Moment, Marks]:
-    target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
     with _checkpointer() as checkpointer:
-        state = checkpointer.restore(path.absolute() / "state", target)
-    for (where, leaf), wanted in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(target), strict=True):
+        state = checkpointer.restore(path.absolute() / "state", jax.eval_shape(lambda: like))
+    for (where, leaf), wanted in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(like), strict=True):
         if leaf.shape != wanted.shape or leaf.dtype != wanted.dtype:
             raise manifest.Damaged(f"its {jax.tree_util.keystr(where)} is {leaf.dtype}{list(leaf.shape)}")
     with float64():

@@ -133,6 +133,35 @@ def test_what_another_run_wrote_is_set_aside(copy: Path, capsys: pytest.CaptureF
     assert "another run's; set aside as damaged-" in capsys.readouterr().err
 
 
+def test_one_that_this_program_cannot_restore_stays(tmp_path: Path) -> None:
+    """Another version's, say: nothing is wrong with it."""
+    checkpoints = saved(tmp_path)
+    adam = Config(optimizer="adam")
+    with pytest.raises(UsageError, match="checkpoint 00000001 is whole, but cannot be restored here"):
+        checkpoints.restore(run.start(adam, make_training(adam), 10))
+    assert checkpoints.newest == tmp_path / "run" / "checkpoints" / "00000001"
+
+
+def test_one_that_could_not_be_written_is_written_at_the_next_occasion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("train.manifest.write", lambda *_: 1 / 0)
+        checkpoints = saved(tmp_path)
+    assert (checkpoints.newest, checkpoints.failed) == (None, True)
+    checkpoints.save(Moment(run.start(Config(), make_training(Config()), 10), step=1))
+    assert checkpoints.newest is not None
+    assert not checkpoints.failed
+
+
+def saved(tmp_path: Path) -> Checkpoints:
+    """Those of a run that has one, after a step."""
+    checkpoints = Checkpoints(Config(), run_folder.create(Config(run_dir=tmp_path / "run"), ""))
+    checkpoints.save(Moment(run.start(Config(), make_training(Config()), 10), step=1))
+    checkpoints.wait()
+    return checkpoints
+
+
 def test_without_a_whole_checkpoint_it_is_an_error(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for checkpoint in (copy / "checkpoints").iterdir():
         (checkpoint / "SHA256SUMS").unlink()
@@ -190,9 +219,18 @@ def test_settings_that_contradict_are_refused(copy: Path, capsys: pytest.Capture
     same = parse(["--resume", str(copy), "--batch-size", "4", "--checkpoint-every", "3"])
     assert (same.batch_size, same.checkpoint_every, same.lr) == (4, 3, 0.01)
 
+    moved = parse(["--resume", str(copy), "--export-torch", str(copy / "x.pt"), "--data-dir", str(copy)])
+    assert (moved.export_torch, moved.data_dir) == (copy / "x.pt", copy)
+
     (copy / "config.json").write_text((copy / "config.json").read_text().replace('"lr": 0.01', '"lr": 0.02'))
     with pytest.raises(UsageError, match=r"its config.json was changed"):
         parse(["--resume", str(copy)])
+
+
+def test_the_archive_is_not_needed_any_more(tmp_path: Path) -> None:
+    config = Config(dataset="cifar10", archive=tmp_path / "removed.tar.gz", run_dir=tmp_path / "run")
+    run_folder.create(config, "")
+    assert parse(["--resume", str(tmp_path / "run")]).archive == config.archive
 
 
 def test_a_run_is_one_processs(copy: Path) -> None:
@@ -208,7 +246,9 @@ def test_what_differs_is_said(copy: Path, monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setattr(run_folder, "needs", lambda data: {**needs(data), "cores": 77})
     sys.argv = ["train", "--resume", str(copy)]
     assert main() == 0
-    assert "77 now; its last bits may be others" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "77 now; its last bits may be others" in said.err
+    assert "goes on after step 18, which was the last" in said.out
     monkeypatch.setattr(run_folder, "needs", lambda data: needs("other"))
     assert main() == 2
     assert "began with other pictures" in capsys.readouterr().err

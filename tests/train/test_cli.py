@@ -185,6 +185,12 @@ def test_errors_are_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("flag", ["--run-dir", "--data-dir", "--export-torch"])
+def test_a_path_that_is_no_text_is_refused(flag: str) -> None:
+    with pytest.raises(UsageError, match=rf"{flag} .*: is not UTF-8"):
+        parse([flag, "b\udcff"])
+
+
 def test_a_run_is_never_overwritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -74,6 +74,23 @@ def _handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_handlers")
+def test_a_run_that_has_a_folder_can_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Even if the signal comes while the folder is made."""
+    create = run_folder.create
+
+    def interrupted(*args: Any) -> run_folder.RunFolder:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return create(*args)
+
+    monkeypatch.setattr(run_folder, "create", interrupted)
+    assert short(monkeypatch, "--run-dir", tmp_path) == 143
+    assert "stopped by SIGTERM after step 1; to go on" in capfd.readouterr().err
+    assert (tmp_path / "checkpoints" / "00000001").exists()
+
+
+@pytest.mark.usefixtures("_handlers")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_while_it_draws(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
