@@ -3,6 +3,8 @@ restored. RUN/checkpoints/00001234 is what the run needs to go on after 1,234 st
 """
 
 import json
+import logging
+import os
 import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +26,7 @@ from train.step import State
 
 KEPT = 2  # the newest; and the best, by the loss of the epoch that it ends: on the test split where there is one
 WRITING = ".writing"
+OVERHEAD = 2**18  # bytes that a checkpoint needs beside its arrays
 
 
 class Checkpoints:
@@ -141,6 +144,7 @@ class Checkpoints:
         scratch = target.with_suffix(WRITING)
         try:
             scratch.mkdir(parents=True)
+            _make_room(scratch / "room", sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + OVERHEAD)
             with _checkpointer() as checkpointer:
                 checkpointer.save(scratch.absolute() / "state", state)
             if columns is not None:
@@ -161,6 +165,13 @@ class Checkpoints:
         kept = {*paths[-KEPT:], *sorted(paths, key=_loss)[:1]}
         for path in set(paths) - kept:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _make_room(file: Path, size: int) -> None:
+    """Raise an OSError where there is no room for so many bytes: Orbax would print a traceback from each thread."""
+    with file.open("wb") as room:
+        os.posix_fallocate(room.fileno(), 0, size)
+    file.unlink()
 
 
 def _position(moment: Moment, run: str, marks: Marks) -> dict[str, Any]:
@@ -202,4 +213,5 @@ def _loss(path: Path) -> float:
 def _checkpointer() -> Any:
     import orbax.checkpoint  # takes a third of a second
 
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what it logs as an error it raises too
     return orbax.checkpoint.StandardCheckpointer()

@@ -159,10 +159,10 @@ def _is_utf8(path: Path) -> bool:
 
 def _check_export(out: Path) -> None:
     """A regular file that can be written, or a place where one can be made."""
-    if out.is_dir() or not out.parent.is_dir():
-        raise UsageError(f"--export-torch {out}: is a directory, or in one that does not exist")
     real = out.resolve()
+    if real.is_dir() or not real.parent.is_dir():
+        raise UsageError(f"--export-torch {out}: is a directory, or in one that does not exist")
     if (out.exists() and not out.is_file()) or any(real.is_relative_to(place) for place in ("/proc", "/sys", "/dev")):
         raise UsageError(f"--export-torch {out}: is no place for a regular file; give another")
-    if not os.access(out if out.exists() else out.parent, os.W_OK):
+    if not os.access(real if real.exists() else real.parent, os.W_OK):
         raise UsageError(f"--export-torch {out}: cannot be written; give another")

@@ -185,6 +185,12 @@ def test_errors_are_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_link_that_leads_nowhere_is_no_place_for_an_export(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nowhere/x.pt")
+    with pytest.raises(UsageError, match=r"link: is a directory, or in one that does not exist"):
+        parse(["--export-torch", str(tmp_path / "link")])
+
+
 @pytest.mark.parametrize("flag", ["--run-dir", "--data-dir", "--export-torch"])
 def test_a_path_that_is_no_text_is_refused(flag: str) -> None:
     with pytest.raises(UsageError, match=rf"{flag} .*: is not UTF-8"):

@@ -1,7 +1,10 @@
 """Signals in every phase, and outputs that break: a run is stopped in order, and never by what it writes to."""
 
+import contextlib
 import json
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -12,9 +15,15 @@ from typing import Any
 
 import pytest
 
-from train import output, plot, run, run_folder
+from train import data, output, plot, run, run_folder
 from train.__main__ import main
+from train.checkpoint import Checkpoints
+from train.config import Config
+from train.errors import UsageError
+from train.loop import Moment
+from train.start import start
 from train.stopping import stopping
+from train.training import make_training
 
 LONG = "--limit 40 --epochs 5000 --quiet"
 
@@ -119,6 +128,17 @@ def test_a_broken_plot_costs_the_picture(
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
+@contextlib.contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """As a full disk: a longer write is an error."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def no_space(*args: object, **kwargs: object) -> None:
     raise OSError(28, "No space left on device")
 
@@ -130,6 +150,21 @@ def test_a_full_disk_costs_the_checkpoint(
     assert short(monkeypatch, "--run-dir", tmp_path) == run.NOT_ALL_WRITTEN
     assert "no checkpoint was written after step 8 ([Errno 28]" in capsys.readouterr().err
     assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_orbax_is_not_asked_to_write_where_there_is_no_room(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """It answers with a traceback from each of its threads."""
+    checkpoints = Checkpoints(Config(), run_folder.create(Config(run_dir=tmp_path / "run"), ""))
+    moment = Moment(start(Config(), make_training(Config()), 10), step=1)
+    with files_of_at_most(300_000):  # the parameters are 600,000 bytes
+        checkpoints.save(moment)
+        assert checkpoints.newest is None
+    assert re.fullmatch(r".*no checkpoint was written after step 1 \(\[Errno 27\].*\n", capfd.readouterr().err)
+
+
+def test_data_that_cannot_be_prepared_for_want_of_room_is_one_error(tmp_path: Path) -> None:
+    with files_of_at_most(100_000), pytest.raises(UsageError, match="digits cannot be prepared there"):
+        data.load("digits", "test", tmp_path)
 
 
 def test_lines_that_could_not_be_written_are_written_later(
