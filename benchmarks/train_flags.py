@@ -78,6 +78,8 @@ SCHEDULER_KEYS = (
     "x",
 )
 
+PROGRESS = ("decoding", "preparing", "downloading", "Dl ")  # of the data; "Dl" is TFDS's
+
 
 def value(draw: random.Random, flag: str) -> list[str]:
     """Something to write after a flag, fitting it or not."""
@@ -159,7 +161,7 @@ def tried(line: Sequence[str]) -> str:
     except BaseException:
         return f"TRACEBACK: {traceback.format_exc()}"
     if status == 2 and (errors.getvalue().count("\n") != 1 or not errors.getvalue().startswith("error: ")):
-        lines = [text for text in errors.getvalue().splitlines() if not text.startswith(("decoding", "preparing"))]
+        lines = [text for text in errors.getvalue().splitlines() if text.strip() and not text.startswith(PROGRESS)]
         if len(lines) != 1:
             return f"BAD: {errors.getvalue()}"
     return f"status {status}" + (f": {errors.getvalue().strip().splitlines()[-1]}" if status else "")
