@@ -169,9 +169,10 @@ class Checkpoints:
 
 def _make_room(file: Path, size: int) -> None:
     """Raise an OSError where there is no room for so many bytes: Orbax would print a traceback from each thread."""
-    with file.open("wb") as room:
-        os.posix_fallocate(room.fileno(), 0, size)
-    file.unlink()
+    if hasattr(os, "posix_fallocate"):  # macOS has none
+        with file.open("wb") as room:
+            os.posix_fallocate(room.fileno(), 0, size)
+        file.unlink()
 
 
 def _position(moment: Moment, run: str, marks: Marks) -> dict[str, Any]:
