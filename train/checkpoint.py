@@ -188,9 +188,10 @@ def _position(moment: Moment, run: str, marks: Marks) -> dict[str, Any]:
 
 
 def _read(path: Path, position: dict[str, Any], like: State) -> tuple[Moment, Marks]:
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
     with _checkpointer() as checkpointer:
-        state = checkpointer.restore(path.absolute() / "state", jax.eval_shape(lambda: like))
-    for (where, leaf), wanted in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(like), strict=True):
+        state = checkpointer.restore(path.absolute() / "state", shapes)
+    for (where, leaf), wanted in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(shapes), strict=True):
         if leaf.shape != wanted.shape or leaf.dtype != wanted.dtype:
             raise manifest.Damaged(f"its {jax.tree_util.keystr(where)} is {leaf.dtype}{list(leaf.shape)}")
     with float64():
