@@ -149,12 +149,12 @@ def drawn(draw: random.Random) -> list[str]:
 def tried(line: Sequence[str]) -> str:
     """What became of a command line."""
     errors = io.StringIO()
-    sys.argv = ["train", *line, "--steps", "2", "--quiet"]
+    argv = [*line, "--steps", "2", "--quiet"]
     if "--limit" not in line:
-        sys.argv += ["--limit", "8"]
+        argv += ["--limit", "8"]
     try:
         with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
-            status = train()
+            status = train(argv)
     except SystemExit as error:  # tyro's
         status = error.code
         return f"status {status}" if status in (0, 2) else f"BAD: status {status}"

@@ -4,7 +4,6 @@ import contextlib
 import json
 import random
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -38,9 +37,8 @@ class Killed(BaseException):
     """Ends a run where it is."""
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *argv: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["train", *map(str, argv)])
-    return main()
+def command(*argv: object) -> int:
+    return main([str(one) for one in argv])
 
 
 @pytest.fixture
@@ -60,7 +58,7 @@ def _compile_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_that_goes_on_is_the_same(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ended in the middle of an epoch without a word, and before the next checkpoint; then stopped by a signal."""
     flags = f"{COMMON} {RUNS[name]}".split()
-    assert command(monkeypatch, *flags, "--run-dir", tmp_path / "whole") == 0
+    assert command(*flags, "--run-dir", tmp_path / "whole") == 0
     fit = loop.fit
 
     def ending_at(step: int, how: Callable[[], None]) -> Callable[..., Iterator[Moment]]:
@@ -80,13 +78,12 @@ def test_a_run_that_goes_on_is_the_same(name: str, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(run, "fit", ending_at(10, kill))  # of 18, between checkpoints at 8 and 12
     with contextlib.suppress(Killed):
-        command(monkeypatch, *flags, "--run-dir", tmp_path / "killed")
+        command(*flags, "--run-dir", tmp_path / "killed")
     monkeypatch.setattr(run, "fit", ending_at(13, signal))
-    with monkeypatch.context() as patch:
-        assert command(patch, "--resume", tmp_path / "killed") == 143
+    assert command("--resume", tmp_path / "killed") == 143
     monkeypatch.setattr(stopping, "asked", None)
     monkeypatch.setattr(run, "fit", fit)
-    assert command(monkeypatch, "--resume", tmp_path / "killed") == 0
+    assert command("--resume", tmp_path / "killed") == 0
     assert differences(tmp_path / "whole", tmp_path / "killed") == []
     assert (tmp_path / "killed" / "loss.png").exists()
     shutil.rmtree(tmp_path)
@@ -108,8 +105,7 @@ def test_a_process_is_killed_and_goes_on(tmp_path: Path) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a short run."""
     path = tmp_path_factory.mktemp("run") / "run"
-    sys.argv = ["train", *["--limit", "24", "--batch-size", "4", "--epochs", "3", "--quiet", "--run-dir"], str(path)]
-    assert main() == 0
+    assert command("--limit", 24, "--batch-size", 4, "--epochs", 3, "--quiet", "--run-dir", path) == 0
     return path
 
 
@@ -128,8 +124,7 @@ def test_what_another_run_wrote_is_set_aside(copy: Path, capsys: pytest.CaptureF
     position = json.loads((newest / "position.json").read_text())
     (newest / "position.json").write_text(json.dumps(position | {"run": "another"}))
     write(newest)
-    sys.argv = ["train", "--resume", str(copy)]
-    assert main() == 0
+    assert command("--resume", copy) == 0
     assert "another run's; set aside as damaged-" in capsys.readouterr().err
 
 
@@ -165,10 +160,9 @@ def saved(tmp_path: Path) -> Checkpoints:
 def test_without_a_whole_checkpoint_it_is_an_error(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for checkpoint in (copy / "checkpoints").iterdir():
         (checkpoint / "SHA256SUMS").unlink()
-    sys.argv = ["train", "--resume", str(copy)]
-    assert main() == 2
+    assert command("--resume", copy) == 2
     assert "no checkpoint is whole" in capsys.readouterr().err
-    assert main() == 2  # and again
+    assert command("--resume", copy) == 2  # and again
 
 
 def test_the_newest_and_the_best_are_kept(copy: Path, tmp_path: Path) -> None:
@@ -244,20 +238,18 @@ def test_a_run_is_one_processs(copy: Path) -> None:
 def test_what_differs_is_said(copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     needs = run_folder.needs
     monkeypatch.setattr(run_folder, "needs", lambda data: {**needs(data), "cores": 77})
-    sys.argv = ["train", "--resume", str(copy)]
-    assert main() == 0
+    assert command("--resume", copy) == 0
     said = capsys.readouterr()
     assert "77 now; its last bits may be others" in said.err
     assert "goes on after step 18, which was the last" in said.out
     monkeypatch.setattr(run_folder, "needs", lambda data: needs("other"))
-    assert main() == 2
+    assert command("--resume", copy) == 2
     assert "began with other pictures" in capsys.readouterr().err
 
 
 def test_records_that_were_changed_are_set_aside(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (copy / "metrics.jsonl").write_text("{}\n")
-    sys.argv = ["train", "--resume", str(copy)]
-    assert main() == 0
+    assert command("--resume", copy) == 0
     assert "set aside as" in capsys.readouterr().err
     assert (copy / "damaged-metrics.jsonl").read_text() == "{}\n"
 

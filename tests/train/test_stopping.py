@@ -65,9 +65,8 @@ def test_before_training(seconds: float, tmp_path: Path) -> None:
     assert process.returncode < 0 or "stopped by SIGTERM" in errors
 
 
-def short(monkeypatch: pytest.MonkeyPatch, *argv: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["train", *["--limit", "4", "--epochs", "2", "--quiet"], *map(str, argv)])
-    return main()
+def short(*argv: object) -> int:
+    return main(["--limit", "4", "--epochs", "2", "--quiet", *map(str, argv)])
 
 
 @pytest.fixture
@@ -94,7 +93,7 @@ def test_a_run_that_has_a_folder_can_go_on(
         return create(*args)
 
     monkeypatch.setattr(run_folder, "create", interrupted)
-    assert short(monkeypatch, "--run-dir", tmp_path) == 143
+    assert short("--run-dir", tmp_path) == 143
     assert "stopped by SIGTERM after step 1; to go on" in capfd.readouterr().err
     assert (tmp_path / "checkpoints" / "00000001").exists()
 
@@ -111,7 +110,7 @@ def test_while_it_draws(
         save(*args)
 
     monkeypatch.setattr(plot, "save", interrupted)
-    assert short(monkeypatch, "--run-dir", tmp_path) == 128 + number
+    assert short("--run-dir", tmp_path) == 128 + number
     assert (tmp_path / "loss.png").exists()
     assert f"stopped by {number.name} after step 8" in capfd.readouterr().err
 
@@ -123,7 +122,7 @@ def test_a_broken_plot_costs_the_picture(
         raise RuntimeError("no back end")
 
     monkeypatch.setattr(plot, "save", broken)
-    assert short(monkeypatch, "--run-dir", tmp_path) == run.NOT_ALL_WRITTEN
+    assert short("--run-dir", tmp_path) == run.NOT_ALL_WRITTEN
     assert "not drawn (no back end)" in capsys.readouterr().err
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
@@ -147,7 +146,7 @@ def test_a_full_disk_costs_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("train.manifest.write", no_space)
-    assert short(monkeypatch, "--run-dir", tmp_path) == run.NOT_ALL_WRITTEN
+    assert short("--run-dir", tmp_path) == run.NOT_ALL_WRITTEN
     assert "no checkpoint was written after step 8 ([Errno 28]" in capsys.readouterr().err
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
@@ -180,7 +179,7 @@ def test_lines_that_could_not_be_written_are_written_later(
         fsync(descriptor)
 
     monkeypatch.setattr(run_folder.os, "fsync", full_at_first)
-    assert short(monkeypatch, "--run-dir", tmp_path) == 0
+    assert short("--run-dir", tmp_path) == 0
     assert "tried again" in capsys.readouterr().err
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]
@@ -191,7 +190,7 @@ def test_an_export_that_fails_costs_the_export(
 ) -> None:
     monkeypatch.setattr("jaxopt_port.torch_interop.save", no_space)
     argv = ["--run-dir", tmp_path / "run", "--export-torch", tmp_path / "out.pt"]
-    assert short(monkeypatch, *argv) == run.NOT_ALL_WRITTEN
+    assert short(*argv) == run.NOT_ALL_WRITTEN
     assert capsys.readouterr().err.count("tried again after the next epoch") == 2
 
 
@@ -216,9 +215,8 @@ def test_streams_write_what_they_can(tmp_path: Path) -> None:
     assert output.Tolerant(None).write("nowhere") == 7
 
 
-def test_checkpoints_that_a_killed_process_left_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert short(monkeypatch, "--run-dir", tmp_path) == 0
+def test_checkpoints_that_a_killed_process_left_are_removed(tmp_path: Path) -> None:
+    assert short("--run-dir", tmp_path) == 0
     (tmp_path / "checkpoints" / "00000009.writing").mkdir()
-    monkeypatch.setattr(sys, "argv", ["train", "--resume", str(tmp_path)])
-    assert main() == 0
+    assert main(["--resume", str(tmp_path)]) == 0
     assert [path.name for path in (tmp_path / "checkpoints").glob("*.writing")] == []
