@@ -100,7 +100,7 @@ class Checkpoints:
     def newest(self) -> Path | None:
         """The last one that is whole."""
         self.wait()
-        return max(self._all(), default=None)
+        return next(reversed(self._all()), None)
 
     def restore(self, like: State) -> tuple[Moment, Marks] | None:
         """The newest that is whole, and how far the records went then; None where none is.
@@ -113,7 +113,7 @@ class Checkpoints:
         Raises:
           UsageError: one is whole, and is not what this program writes. It stays where it is.
         """
-        for path in sorted(self._all(), reverse=True):
+        for path in reversed(self._all()):
             try:
                 manifest.verify(path)
                 position = json.loads((path / "position.json").read_bytes())
@@ -137,7 +137,9 @@ class Checkpoints:
         return None
 
     def _all(self) -> list[Path]:
-        return [path for path in self.path.glob("*") if path.name.isdecimal()]
+        """By their steps, which may have more than eight digits."""
+        paths = [path for path in self.path.glob("*") if path.name.isdecimal()]
+        return sorted(paths, key=lambda path: int(path.name))
 
     def _write(self, state: State, position: dict[str, Any], columns: Columns | None) -> None:
         target = self.path / f"{position['step']:08d}"
@@ -161,7 +163,7 @@ class Checkpoints:
         self._prune()
 
     def _prune(self) -> None:
-        paths = sorted(self._all())
+        paths = self._all()
         kept = {*paths[-KEPT:], *sorted(paths, key=_loss)[:1]}
         for path in set(paths) - kept:
             shutil.rmtree(path, ignore_errors=True)

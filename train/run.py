@@ -1,6 +1,7 @@
 """One run, from its configuration to its folder."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -167,7 +168,8 @@ def _say_how_it_ended(
     if stopping.asked:
         step = epochs[-1].step if epochs else 0
         print(
-            f"stopped by {stopping.asked.name} after step {step:,}; to go on: python -m train --resume {folder.path}",
+            f"stopped by {stopping.asked.name} after step {step:,}; to go on: "
+            f"python -m train --resume {shlex.quote(str(folder.path))}",
             file=sys.stderr,
         )
     return stopping.status

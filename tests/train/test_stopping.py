@@ -93,9 +93,10 @@ def test_a_run_that_has_a_folder_can_go_on(
         return create(*args)
 
     monkeypatch.setattr(run_folder, "create", interrupted)
-    assert short("--run-dir", tmp_path) == 143
-    assert "stopped by SIGTERM after step 1; to go on" in capfd.readouterr().err
-    assert (tmp_path / "checkpoints" / "00000001").exists()
+    assert short("--run-dir", tmp_path / "a run") == 143
+    told = f"stopped by SIGTERM after step 1; to go on: python -m train --resume '{tmp_path}/a run'\n"
+    assert told in capfd.readouterr().err
+    assert (tmp_path / "a run" / "checkpoints" / "00000001").exists()
 
 
 @pytest.mark.usefixtures("_handlers")
