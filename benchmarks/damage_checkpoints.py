@@ -79,8 +79,7 @@ def checkpoints(draw: random.Random, number: int, folder: Path) -> list[str]:
     """Damage the newest checkpoint of a run, in so many ways."""
     run = folder / "run"
     with contextlib.redirect_stdout(io.StringIO()):
-        sys.argv = ["train", *FLAGS.split(), "--run-dir", str(run)]
-        assert train() == 0
+        assert train([*FLAGS.split(), "--run-dir", str(run)]) == 0
     names = sorted(path.name for path in (run / "checkpoints").iterdir())
     config, good = parse(["--resume", str(run)]), {}
     like = start(config, make_training(config), 10)

@@ -26,7 +26,7 @@ RUNS = {
     "accumulate 3, clipped": "--lr 0.002 --accumulate 3 --clip-grad-norm 1 --option momentum=0.9",
     "plateau": "--scheduler reduce_lr_on_plateau --scheduler-option patience=0 --scheduler-option threshold=0.1",
     "muon and adamw": "--optimizer muon_adamw --option adamw_lr=3e-4",
-    "lbfgs": "--optimizer lbfgs --option line_search_fn=strong_wolfe --option max_iter=2",
+    "lbfgs": "--optimizer lbfgs --lr 0.1 --option line_search_fn=strong_wolfe --option max_iter=2",
 }
 
 

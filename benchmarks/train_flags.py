@@ -78,6 +78,8 @@ SCHEDULER_KEYS = (
     "x",
 )
 
+PROGRESS = ("decoding", "preparing", "downloading", "Dl ")  # of the data; "Dl" is TFDS's
+
 
 def value(draw: random.Random, flag: str) -> list[str]:
     """Something to write after a flag, fitting it or not."""
@@ -147,19 +149,19 @@ def drawn(draw: random.Random) -> list[str]:
 def tried(line: Sequence[str]) -> str:
     """What became of a command line."""
     errors = io.StringIO()
-    sys.argv = ["train", *line, "--steps", "2", "--quiet"]
+    argv = [*line, "--steps", "2", "--quiet"]
     if "--limit" not in line:
-        sys.argv += ["--limit", "8"]
+        argv += ["--limit", "8"]
     try:
         with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
-            status = train()
+            status = train(argv)
     except SystemExit as error:  # tyro's
         status = error.code
         return f"status {status}" if status in (0, 2) else f"BAD: status {status}"
     except BaseException:
         return f"TRACEBACK: {traceback.format_exc()}"
     if status == 2 and (errors.getvalue().count("\n") != 1 or not errors.getvalue().startswith("error: ")):
-        lines = [text for text in errors.getvalue().splitlines() if not text.startswith(("decoding", "preparing"))]
+        lines = [text for text in errors.getvalue().splitlines() if text.strip() and not text.startswith(PROGRESS)]
         if len(lines) != 1:
             return f"BAD: {errors.getvalue()}"
     return f"status {status}" + (f": {errors.getvalue().strip().splitlines()[-1]}" if status else "")

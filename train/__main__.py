@@ -6,16 +6,21 @@ if __name__ == "__main__":
     stopping.listen()  # before anything that takes time
 
 import sys
+from collections.abc import Sequence
 
 from train.errors import UsageError
 
 
-def main() -> int:
-    """Returns the exit status; `train.run` lists them."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status; `train.run` lists them.
+
+    Args:
+      argv: the flags, by default the process's.
+    """
     try:
         from train.command_line import parse
 
-        config = parse(sys.argv[1:])
+        config = parse(sys.argv[1:] if argv is None else argv)
         from train.run import run  # imports JAX, which --help does not need
 
         return run(config, stopping)

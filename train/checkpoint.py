@@ -3,6 +3,8 @@ restored. RUN/checkpoints/00001234 is what the run needs to go on after 1,234 st
 """
 
 import json
+import logging
+import os
 import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,13 +19,14 @@ from jaxopt_port.scalars import float64
 from train import manifest, output
 from train.config import Config
 from train.epoch import Columns, Steps
-from train.errors import one_line
+from train.errors import UsageError, one_line
 from train.loop import Moment
 from train.run_folder import Marks, RunFolder, set_aside
 from train.step import State
 
 KEPT = 2  # the newest; and the best, by the loss of the epoch that it ends: on the test split where there is one
 WRITING = ".writing"
+OVERHEAD = 2**18  # bytes that a checkpoint needs beside its arrays
 
 
 class Checkpoints:
@@ -89,15 +92,15 @@ class Checkpoints:
             self._pending.result()
             self.failed = False
         except Exception as error:  # OSError, and what Orbax and TensorStore make of one
-            self.failed = True
-            output.complain(f"{self.path}: no checkpoint was written after step {self._at:,} ({one_line(error)})")
+            self.failed, at, self._at = True, self._at, -1
+            output.complain(f"{self.path}: no checkpoint was written after step {at:,} ({one_line(error)})")
         self._pending = None
 
     @property
     def newest(self) -> Path | None:
         """The last one that is whole."""
         self.wait()
-        return max(self._all(), default=None)
+        return next(reversed(self._all()), None)
 
     def restore(self, like: State) -> tuple[Moment, Marks] | None:
         """The newest that is whole, and how far the records went then; None where none is.
@@ -106,31 +109,44 @@ class Checkpoints:
 
         Args:
           like: the first state, or its shapes.
+
+        Raises:
+          UsageError: one is whole, and is not what this program writes. It stays where it is.
         """
-        for path in sorted(self._all(), reverse=True):
+        for path in reversed(self._all()):
             try:
                 manifest.verify(path)
                 position = json.loads((path / "position.json").read_bytes())
                 if position["run"] != self.folder.settings.id:
                     raise manifest.Damaged("it is another run's")
-                moment, marks = _read(path, position, like)
-                self._at = moment.step
-                return moment, marks
-            except Exception as error:  # Orbax raises many kinds
+            except Exception as error:  # whatever is not as it was
                 aside = set_aside(path)
                 output.complain(
                     f"checkpoint {path}: {one_line(error)}; set aside as {aside.name}, the one before is used"
                 )
+                continue
+            try:
+                moment, marks = _read(path, position, like)
+            except Exception as error:  # Orbax raises many kinds
+                raise UsageError(
+                    f"--resume {self.folder.path}: checkpoint {path.name} is whole, but cannot be restored here "
+                    f"({one_line(error)}); go on with the versions in the run's config.json"
+                ) from error
+            self._at = moment.step
+            return moment, marks
         return None
 
     def _all(self) -> list[Path]:
-        return [path for path in self.path.glob("*") if path.name.isdecimal()]
+        """By their steps, which may have more than eight digits."""
+        paths = [path for path in self.path.glob("*") if path.name.isdecimal()]
+        return sorted(paths, key=lambda path: int(path.name))
 
     def _write(self, state: State, position: dict[str, Any], columns: Columns | None) -> None:
         target = self.path / f"{position['step']:08d}"
         scratch = target.with_suffix(WRITING)
         try:
             scratch.mkdir(parents=True)
+            _make_room(scratch / "room", sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + OVERHEAD)
             with _checkpointer() as checkpointer:
                 checkpointer.save(scratch.absolute() / "state", state)
             if columns is not None:
@@ -147,10 +163,18 @@ class Checkpoints:
         self._prune()
 
     def _prune(self) -> None:
-        paths = sorted(self._all())
+        paths = self._all()
         kept = {*paths[-KEPT:], *sorted(paths, key=_loss)[:1]}
         for path in set(paths) - kept:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _make_room(file: Path, size: int) -> None:
+    """Raise an OSError where there is no room for so many bytes: Orbax would print a traceback from each thread."""
+    if hasattr(os, "posix_fallocate"):  # macOS has none
+        with file.open("wb") as room:
+            os.posix_fallocate(room.fileno(), 0, size)
+        file.unlink()
 
 
 def _position(moment: Moment, run: str, marks: Marks) -> dict[str, Any]:
@@ -166,10 +190,10 @@ def _position(moment: Moment, run: str, marks: Marks) -> dict[str, Any]:
 
 
 def _read(path: Path, position: dict[str, Any], like: State) -> tuple[Moment, Marks]:
-    target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
     with _checkpointer() as checkpointer:
-        state = checkpointer.restore(path.absolute() / "state", target)
-    for (where, leaf), wanted in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(target), strict=True):
+        state = checkpointer.restore(path.absolute() / "state", shapes)
+    for (where, leaf), wanted in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(shapes), strict=True):
         if leaf.shape != wanted.shape or leaf.dtype != wanted.dtype:
             raise manifest.Damaged(f"its {jax.tree_util.keystr(where)} is {leaf.dtype}{list(leaf.shape)}")
     with float64():
@@ -193,4 +217,5 @@ def _loss(path: Path) -> float:
 def _checkpointer() -> Any:
     import orbax.checkpoint  # takes a third of a second
 
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what it logs as an error it raises too
     return orbax.checkpoint.StandardCheckpointer()

@@ -20,7 +20,7 @@ DEFAULT = "tutorial"
 NARROWEST = 40  # columns; for fewer tyro looks for a layout without end
 
 # What says where things are and how a run is watched, and so may differ in a run that goes on.
-NOT_THE_RUN = ("resume", "data_dir", "archive", "checkpoint_every", "checkpoint_minutes", "quiet")
+NOT_THE_RUN = ("resume", "data_dir", "archive", "checkpoint_every", "checkpoint_minutes", "export_torch", "quiet")
 
 
 def parse(argv: Sequence[str]) -> Config:
@@ -125,12 +125,16 @@ def check(config: Config) -> None:
             raise UsageError(f"{flag(name, value)}: must be above 0")
     if config.ema is not None and not 0 <= config.ema <= 1:
         raise UsageError(f"--ema {config.ema}: must be in [0, 1]")
+    places = {name: getattr(config, name) for name in PATHS} | {"run_dir": config.run_dir or Path.cwd()}
+    for name, path in places.items():
+        if path is not None and not _is_utf8(path):
+            raise UsageError(f"{flag(name, path)}: is not UTF-8, as checkpoints and pictures need it; give another")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", config.dataset):
         raise UsageError(f"--dataset {config.dataset}: is no name of a dataset, such as cifar10")
     if config.archive is not None:
         if config.dataset not in ("cifar10", "cifar100"):
             raise UsageError(f"--archive {config.archive}: is for --dataset cifar10 and cifar100, not {config.dataset}")
-        if not config.archive.is_file():
+        if config.resume is None and not config.archive.is_file():  # a run that goes on has prepared it
             raise UsageError(f"--archive {config.archive}: there is no such file")
     if config.start_epoch is not None and config.start_epoch > config.epochs:
         raise UsageError(f"--start-epoch {config.start_epoch}: the last epoch, --epochs {config.epochs}, is before it")
@@ -145,12 +149,20 @@ def check(config: Config) -> None:
             raise UsageError(f"--run-dir {run_dir}: exists and is not an empty directory; give another")
 
 
+def _is_utf8(path: Path) -> bool:
+    try:
+        path.absolute().as_posix().encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _check_export(out: Path) -> None:
     """A regular file that can be written, or a place where one can be made."""
-    if out.is_dir() or not out.parent.is_dir():
-        raise UsageError(f"--export-torch {out}: is a directory, or in one that does not exist")
     real = out.resolve()
+    if real.is_dir() or not real.parent.is_dir():
+        raise UsageError(f"--export-torch {out}: is a directory, or in one that does not exist")
     if (out.exists() and not out.is_file()) or any(real.is_relative_to(place) for place in ("/proc", "/sys", "/dev")):
         raise UsageError(f"--export-torch {out}: is no place for a regular file; give another")
-    if not os.access(out if out.exists() else out.parent, os.W_OK):
+    if not os.access(real if real.exists() else real.parent, os.W_OK):
         raise UsageError(f"--export-torch {out}: cannot be written; give another")

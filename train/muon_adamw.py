@@ -1,11 +1,19 @@
 """Muon for the matrices of a network and AdamW for the rest, as torch's users pair them."""
 
-from typing import Any, NamedTuple
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 
 from jaxopt_port import Optimizer, OptState, ParamGroup, adamw, muon
 from jaxopt_port.optimizer import Algorithm
+
+ADAMW = "adamw_"  # what AdamW's options begin with
+IN_OUT = (0, 1)  # the axes of a Flax kernel, where torch's weight has [out, in]
+FIXED = ("weight_dimension_numbers", "param_groups")
+
+F = TypeVar("F", bound=Callable[..., Optimizer])
 
 
 class MuonAdamWState(NamedTuple):
@@ -15,46 +23,34 @@ class MuonAdamWState(NamedTuple):
     adamw: OptState
 
 
-def muon_adamw(
-    lr: float = 1e-3,
-    weight_decay: float = 0.1,
-    momentum: float = 0.95,
-    nesterov: bool = True,
-    ns_coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
-    eps: float = 1e-7,
-    ns_steps: int = 5,
-    adjust_lr_fn: str | None = None,
-    adamw_lr: float = 1e-3,
-    adamw_betas: tuple[float, float] = (0.9, 0.999),
-    adamw_eps: float = 1e-8,
-    adamw_weight_decay: float = 0.01,
-) -> Optimizer:
+def _with_options_of_both(function: F) -> F:
+    """Decorator: its signature has Muon's options, and AdamW's with `adamw_` before their names."""
+    of_muon, of_adamw = (
+        [one for one in inspect.signature(factory).parameters.values() if one.name not in FIXED]
+        for factory in (muon, adamw)
+    )
+    both = [*of_muon, *(one.replace(name=ADAMW + one.name) for one in of_adamw)]
+    keywords = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in both]
+    setattr(function, "__signature__", inspect.Signature(keywords))  # noqa: B010
+    return function
+
+
+@_with_options_of_both
+def muon_adamw(**options: Any) -> Optimizer:
     """Two optimizers, `muon` for what has two dimensions and `adamw` for the rest: each with torch's own defaults.
 
     Args:
-      lr: Muon's, as are the options up to `adjust_lr_fn`.
-      weight_decay: Muon's.
-      momentum: Muon's.
-      nesterov: Muon's.
-      ns_coefficients: Muon's.
-      eps: Muon's.
-      ns_steps: Muon's.
-      adjust_lr_fn: Muon's.
-      adamw_lr: AdamW's learning rate.
-      adamw_betas: AdamW's betas.
-      adamw_eps: AdamW's eps.
-      adamw_weight_decay: AdamW's weight decay.
+      **options: Muon's, such as lr; and AdamW's with `adamw_` before their names, such as adamw_lr.
 
     Returns:
       An `Optimizer`, whose state is a `MuonAdamWState`.
     """
-    frozen = [ParamGroup(lambda path, leaf: leaf.ndim != 2, frozen=True)]
-    first = muon(
-        lr, weight_decay, momentum, nesterov, ns_coefficients, eps, ns_steps, adjust_lr_fn, param_groups=frozen
-    )
-    frozen = [ParamGroup(lambda path, leaf: leaf.ndim == 2, frozen=True)]
-    second = adamw(adamw_lr, betas=adamw_betas, eps=adamw_eps, weight_decay=adamw_weight_decay, param_groups=frozen)
-    both = _Both(first, second)
+    of_adamw = {name.removeprefix(ADAMW): value for name, value in options.items() if name.startswith(ADAMW)}
+    of_muon = {name: value for name, value in options.items() if not name.startswith(ADAMW)}
+    matrices = ParamGroup(lambda path, leaf: leaf.ndim == 2, frozen=True)
+    rest = ParamGroup(lambda path, leaf: leaf.ndim != 2, frozen=True)
+    first = muon(**of_muon, weight_dimension_numbers=IN_OUT, param_groups=[rest])
+    both = _Both(first, adamw(**of_adamw, param_groups=[matrices]))
     return Optimizer(both.init, both.update)
 
 

@@ -1,9 +1,11 @@
 """One run, from its configuration to its folder."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -13,7 +15,7 @@ from train.config import Config
 from train.data import Data
 from train.epoch import Epoch
 from train.errors import UsageError, one_line
-from train.loop import Moment, fit, orders, under_way
+from train.loop import Moment, fit, is_over, orders, under_way
 from train.recipes import RECIPES
 from train.run_folder import RunFolder
 from train.start import start
@@ -43,8 +45,10 @@ def run(config: Config, stopping: Stopping) -> int:
     if config.resume is None:
         moment = _first(config, training, examples)
         checks.check_run(config, training, len(examples.train.labels), moment)
+        stopping.in_order()
         with run_folder.create(config, examples.digest) as folder, Checkpoints(config, folder) as checkpoints:
             return _train(config, training, examples, export, stopping, folder, checkpoints, moment, [])
+    stopping.in_order()
     with run_folder.reopen(config.resume) as folder, Checkpoints(config, folder) as checkpoints:
         moment, epochs = _go_on(config, training, examples, folder, checkpoints)
         return _train(config, training, examples, export, stopping, folder, checkpoints, moment, epochs)
@@ -66,10 +70,10 @@ def _go_on(
         raise UsageError(f"--resume {path}: the run began with other pictures than {config.dataset} has now")
     for difference in run_folder.differences(was, now):
         output.complain(f"--resume {path}: {difference}; its last bits may be others from here on")
-    found = checkpoints.restore(start(config, training, examples.classes))
+    found = checkpoints.restore(jax.eval_shape(lambda: start(config, training, examples.classes)))
     if found is not None:
         moment, marks = found
-        print(f"goes on after step {moment.step:,}")
+        print(f"goes on after step {moment.step:,}" + (", which was the last" if is_over(config, moment) else ""))
         return moment, folder.rewind(marks)
     if checkpoints.damaged:
         raise UsageError(f"--resume {path}: no checkpoint is whole; start another run")
@@ -102,7 +106,6 @@ def _train(
         transient=True,
         disable=config.quiet or not console.is_terminal,
     )
-    stopping.in_order()
     exported = True
     with bar:
         task = bar.add_task("", total=checks.total_steps(config, len(examples.train.labels)))
@@ -165,7 +168,8 @@ def _say_how_it_ended(
     if stopping.asked:
         step = epochs[-1].step if epochs else 0
         print(
-            f"stopped by {stopping.asked.name} after step {step:,}; to go on: python -m train --resume {folder.path}",
+            f"stopped by {stopping.asked.name} after step {step:,}; to go on: "
+            f"python -m train --resume {shlex.quote(str(folder.path))}",
             file=sys.stderr,
         )
     return stopping.status

@@ -13,13 +13,14 @@ import os
 import platform
 import secrets
 import time
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+import jaxopt_port
 from train import output, run_settings
 from train.config import Config
 from train.epoch import Epoch
@@ -179,11 +180,12 @@ def needs(data: str) -> dict[str, Any]:
     return {
         "versions": {
             "python": platform.python_version(),
-            **{name: _version(name) for name in ("jaxopt_port", "jax", "jaxlib", "flax", "numpy")},
+            "jaxopt_port": jaxopt_port.__version__,  # which need not be installed
+            **{name: version(name) for name in ("jax", "jaxlib", "flax", "numpy")},
         },
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),  # macOS has none
         "data": data,
     }
 
@@ -265,10 +267,3 @@ def _read(path: Path) -> list[Epoch]:
         seconds = steps[:, 4].sum() / line["images_per_second"]
         epochs.append(Epoch(line["epoch"], line["step"], *steps[:, 2:5].T, seconds=seconds, lr=steps[:, 5:], **tests))
     return epochs
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:  # run from a checkout
-        return "not installed"

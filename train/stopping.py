@@ -11,8 +11,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Stopping:
     """What was asked for by signals.
 
-    Before the training there is nothing to save: the process says so and ends. From `in_order` on a first signal is
-    only remembered, for the run to look at between two steps.
+    Before the training there is nothing to save: the process says so and ends at once. From `in_order` on a first
+    signal is only remembered, for the run to look at between two steps.
     """
 
     def __init__(self) -> None:
@@ -39,9 +39,7 @@ class Stopping:
         if first and self._in_order:
             _say(f"{self.asked.name}: stopping after this step; once more stops at once")
             return
-        _say(
-            f"stopped by {self.asked.name}" + ("" if self._in_order else " before the first step: nothing was trained")
-        )
+        _say(f"stopped by {self.asked.name}" + ("" if self._in_order else " before it took a step"))
         os._exit(self.status)
 
 

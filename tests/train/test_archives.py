@@ -105,10 +105,13 @@ def test_what_is_no_archive_is_one_error(tmp_path: Path) -> None:
     whole = cifar10(tmp_path / "whole.tar.gz").read_bytes()
     (tmp_path / "text").write_text("no archive")
     (tmp_path / "cut").write_bytes(whole[: len(whole) // 2])
+    middle = len(whole) // 2
+    (tmp_path / "flipped").write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])  # a pixel
+    tar(tmp_path / "list", {f"data_batch_{i}": pickle.dumps([1]) for i in range(1, 6)})
     tar(tmp_path / "empty", {})
     tar(tmp_path / "odd", {f"data_batch_{i}.bin": b"12" for i in range(1, 6)})
     tar(tmp_path / "evil", {f"data_batch_{i}": pickle.dumps(Evil()) for i in range(1, 6)})
-    for name in ("text", "cut", "empty", "odd", "evil"):
+    for name in ("text", "cut", "flipped", "list", "empty", "odd", "evil"):
         with pytest.raises(UsageError, match=rf"--archive {tmp_path / name}: ") as error:
             data.load("cifar10", "train", tmp_path, tmp_path / name)
         assert "\n" not in str(error.value)
@@ -177,7 +180,10 @@ def test_a_download_that_breaks_off_is_done_again(server: Server, tmp_path: Path
 
 
 def test_another_file_is_refused(server: Server, tmp_path: Path) -> None:
-    server.content = server.content[:-1] + b"x"
+    whole = server.content
+    server.content = whole[:-1] + b"x"
     with pytest.raises(UsageError, match="checksum"):
         data.load("cifar10", "train", tmp_path / "data")
     assert not (tmp_path / "data" / "cifar10").exists()
+    server.content = whole
+    assert_pictures(data.load("cifar10", "train", tmp_path / "data"), *pictures(TRAIN, 0))

@@ -4,7 +4,6 @@ import contextlib
 import json
 import random
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -38,9 +37,8 @@ class Killed(BaseException):
     """Ends a run where it is."""
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *argv: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["train", *map(str, argv)])
-    return main()
+def command(*argv: object) -> int:
+    return main([str(one) for one in argv])
 
 
 @pytest.fixture
@@ -60,7 +58,7 @@ def _compile_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_that_goes_on_is_the_same(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ended in the middle of an epoch without a word, and before the next checkpoint; then stopped by a signal."""
     flags = f"{COMMON} {RUNS[name]}".split()
-    assert command(monkeypatch, *flags, "--run-dir", tmp_path / "whole") == 0
+    assert command(*flags, "--run-dir", tmp_path / "whole") == 0
     fit = loop.fit
 
     def ending_at(step: int, how: Callable[[], None]) -> Callable[..., Iterator[Moment]]:
@@ -80,13 +78,12 @@ def test_a_run_that_goes_on_is_the_same(name: str, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(run, "fit", ending_at(10, kill))  # of 18, between checkpoints at 8 and 12
     with contextlib.suppress(Killed):
-        command(monkeypatch, *flags, "--run-dir", tmp_path / "killed")
+        command(*flags, "--run-dir", tmp_path / "killed")
     monkeypatch.setattr(run, "fit", ending_at(13, signal))
-    with monkeypatch.context() as patch:
-        assert command(patch, "--resume", tmp_path / "killed") == 143
+    assert command("--resume", tmp_path / "killed") == 143
     monkeypatch.setattr(stopping, "asked", None)
     monkeypatch.setattr(run, "fit", fit)
-    assert command(monkeypatch, "--resume", tmp_path / "killed") == 0
+    assert command("--resume", tmp_path / "killed") == 0
     assert differences(tmp_path / "whole", tmp_path / "killed") == []
     assert (tmp_path / "killed" / "loss.png").exists()
     shutil.rmtree(tmp_path)
@@ -108,8 +105,7 @@ def test_a_process_is_killed_and_goes_on(tmp_path: Path) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a short run."""
     path = tmp_path_factory.mktemp("run") / "run"
-    sys.argv = ["train", *["--limit", "24", "--batch-size", "4", "--epochs", "3", "--quiet", "--run-dir"], str(path)]
-    assert main() == 0
+    assert command("--limit", 24, "--batch-size", 4, "--epochs", 3, "--quiet", "--run-dir", path) == 0
     return path
 
 
@@ -128,18 +124,45 @@ def test_what_another_run_wrote_is_set_aside(copy: Path, capsys: pytest.CaptureF
     position = json.loads((newest / "position.json").read_text())
     (newest / "position.json").write_text(json.dumps(position | {"run": "another"}))
     write(newest)
-    sys.argv = ["train", "--resume", str(copy)]
-    assert main() == 0
+    assert command("--resume", copy) == 0
     assert "another run's; set aside as damaged-" in capsys.readouterr().err
+
+
+def test_one_that_this_program_cannot_restore_stays(tmp_path: Path) -> None:
+    """Another version's, say: nothing is wrong with it."""
+    checkpoints = saved(tmp_path)
+    adam = Config(optimizer="adam")
+    with pytest.raises(UsageError, match="checkpoint 00000001 is whole, but cannot be restored here"):
+        checkpoints.restore(run.start(adam, make_training(adam), 10))
+    assert checkpoints.newest == tmp_path / "run" / "checkpoints" / "00000001"
+
+
+def test_one_that_could_not_be_written_is_written_at_the_next_occasion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("train.manifest.write", lambda *_: 1 / 0)
+        checkpoints = saved(tmp_path)
+    assert (checkpoints.newest, checkpoints.failed) == (None, True)
+    checkpoints.save(Moment(run.start(Config(), make_training(Config()), 10), step=1))
+    assert checkpoints.newest is not None
+    assert not checkpoints.failed
+
+
+def saved(tmp_path: Path) -> Checkpoints:
+    """Those of a run that has one, after a step."""
+    checkpoints = Checkpoints(Config(), run_folder.create(Config(run_dir=tmp_path / "run"), ""))
+    checkpoints.save(Moment(run.start(Config(), make_training(Config()), 10), step=1))
+    checkpoints.wait()
+    return checkpoints
 
 
 def test_without_a_whole_checkpoint_it_is_an_error(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for checkpoint in (copy / "checkpoints").iterdir():
         (checkpoint / "SHA256SUMS").unlink()
-    sys.argv = ["train", "--resume", str(copy)]
-    assert main() == 2
+    assert command("--resume", copy) == 2
     assert "no checkpoint is whole" in capsys.readouterr().err
-    assert main() == 2  # and again
+    assert command("--resume", copy) == 2  # and again
 
 
 def test_the_newest_and_the_best_are_kept(copy: Path, tmp_path: Path) -> None:
@@ -152,6 +175,9 @@ def test_the_newest_and_the_best_are_kept(copy: Path, tmp_path: Path) -> None:
         checkpoints.save(Moment(state, step, step, Steps(), 0.0, ended))
     checkpoints.wait()
     assert sorted(path.name for path in checkpoints.path.iterdir()) == ["00000002", "00000004", "00000005"]
+    checkpoints.save(Moment(state, 6, 100_000_000, Steps(), 0.0, ended))
+    assert checkpoints.newest == checkpoints.path / "100000000"
+    assert not (checkpoints.path / "00000004").exists()
 
 
 def test_a_state_that_is_not_finite_is_no_checkpoint(tmp_path: Path) -> None:
@@ -190,9 +216,18 @@ def test_settings_that_contradict_are_refused(copy: Path, capsys: pytest.Capture
     same = parse(["--resume", str(copy), "--batch-size", "4", "--checkpoint-every", "3"])
     assert (same.batch_size, same.checkpoint_every, same.lr) == (4, 3, 0.01)
 
+    moved = parse(["--resume", str(copy), "--export-torch", str(copy / "x.pt"), "--data-dir", str(copy)])
+    assert (moved.export_torch, moved.data_dir) == (copy / "x.pt", copy)
+
     (copy / "config.json").write_text((copy / "config.json").read_text().replace('"lr": 0.01', '"lr": 0.02'))
     with pytest.raises(UsageError, match=r"its config.json was changed"):
         parse(["--resume", str(copy)])
+
+
+def test_the_archive_is_not_needed_any_more(tmp_path: Path) -> None:
+    config = Config(dataset="cifar10", archive=tmp_path / "removed.tar.gz", run_dir=tmp_path / "run")
+    run_folder.create(config, "")
+    assert parse(["--resume", str(tmp_path / "run")]).archive == config.archive
 
 
 def test_a_run_is_one_processs(copy: Path) -> None:
@@ -206,18 +241,18 @@ def test_a_run_is_one_processs(copy: Path) -> None:
 def test_what_differs_is_said(copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     needs = run_folder.needs
     monkeypatch.setattr(run_folder, "needs", lambda data: {**needs(data), "cores": 77})
-    sys.argv = ["train", "--resume", str(copy)]
-    assert main() == 0
-    assert "77 now; its last bits may be others" in capsys.readouterr().err
+    assert command("--resume", copy) == 0
+    said = capsys.readouterr()
+    assert "77 now; its last bits may be others" in said.err
+    assert "goes on after step 18, which was the last" in said.out
     monkeypatch.setattr(run_folder, "needs", lambda data: needs("other"))
-    assert main() == 2
+    assert command("--resume", copy) == 2
     assert "began with other pictures" in capsys.readouterr().err
 
 
 def test_records_that_were_changed_are_set_aside(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (copy / "metrics.jsonl").write_text("{}\n")
-    sys.argv = ["train", "--resume", str(copy)]
-    assert main() == 0
+    assert command("--resume", copy) == 0
     assert "set aside as" in capsys.readouterr().err
     assert (copy / "damaged-metrics.jsonl").read_text() == "{}\n"
 

@@ -17,9 +17,8 @@ from train.errors import UsageError
 from train.recipes import RECIPES
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *argv: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["train", *map(str, argv)])
-    return main()
+def command(*argv: object) -> int:
+    return main([str(one) for one in argv])
 
 
 def records(folder: Path) -> list[dict]:
@@ -30,7 +29,7 @@ def test_a_run_leaves_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert command(monkeypatch, "--limit", 30, "--epochs", 3) == 0
+    assert command("--limit", 30, "--epochs", 3) == 0
     (folder,) = (tmp_path / "runs").iterdir()
     assert re.fullmatch(r"\d{8}-\d{6}-tutorial", folder.name)
 
@@ -53,9 +52,9 @@ def test_a_run_leaves_a_folder(
     assert f"the run is in {folder.relative_to(tmp_path)}" in printed
 
 
-def test_an_evaluated_run_with_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluated_run_with_options(tmp_path: Path) -> None:
     argv = "cifar10 --dataset digits --limit 64 --epochs 1 --optimizer adam --option betas=0.8,0.9 --quiet"
-    assert command(monkeypatch, *argv.split(), "--run-dir", tmp_path / "run") == 0
+    assert command(*argv.split(), "--run-dir", tmp_path / "run") == 0
     (line,) = records(tmp_path / "run")
     assert line["lr"] == [1e-3]
     assert 0 < line["test_accuracy"] < 1
@@ -63,12 +62,10 @@ def test_an_evaluated_run_with_options(tmp_path: Path, monkeypatch: pytest.Monke
     assert (tmp_path / "run" / "loss.png").stat().st_size > 10_000
 
 
-def test_a_scheduled_averaged_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_scheduled_averaged_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = "--limit 24 --batch-size 4 --epochs 3 --lr 0.1 --scheduler step_lr --scheduler-option step_size=1 --ema 0.5"
     more = "--scheduler-interval epoch --clip-grad-norm 1 --accumulate 2"
-    assert command(monkeypatch, *argv.split(), *more.split(), "--run-dir", tmp_path / "run") == 0
+    assert command(*argv.split(), *more.split(), "--run-dir", tmp_path / "run") == 0
     lines = records(tmp_path / "run")
     assert [line["lr"] for line in lines] == [[0.1], [0.1 * 0.1], [0.1 * 0.1 * 0.1]]
     assert all(line["ema_test_loss"] != line["test_loss"] for line in lines)
@@ -79,10 +76,8 @@ def test_a_scheduled_averaged_run(
     assert f"{lines[-1]['ema_test_loss']:.4f}" in printed
 
 
-def test_divergence_is_recorded_and_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert command(monkeypatch, "--limit", 20, "--lr", 1000, "--run-dir", tmp_path) == 1
+def test_divergence_is_recorded_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("--limit", 20, "--lr", 1000, "--run-dir", tmp_path) == 1
     line = records(tmp_path)[-1]
     assert line["running_loss"] is None
     assert (tmp_path / "loss.png").exists()
@@ -178,23 +173,33 @@ def test_errors_are_one_line(
     argv: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert command(monkeypatch, *argv.split()) == 2
+    assert command(*argv.split()) == 2
     error = capsys.readouterr().err
     assert re.match(f"error: {message}", error)
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_is_never_overwritten(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_link_that_leads_nowhere_is_no_place_for_an_export(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nowhere/x.pt")
+    with pytest.raises(UsageError, match=r"link: is a directory, or in one that does not exist"):
+        parse(["--export-torch", str(tmp_path / "link")])
+
+
+@pytest.mark.parametrize("flag", ["--run-dir", "--data-dir", "--export-torch"])
+def test_a_path_that_is_no_text_is_refused(flag: str) -> None:
+    with pytest.raises(UsageError, match=rf"{flag} .*: is not UTF-8"):
+        parse([flag, "b\udcff"])
+
+
+def test_a_run_is_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "metrics.jsonl").write_text("{}\n")
-    assert command(monkeypatch, "--run-dir", tmp_path) == 2
+    assert command("--run-dir", tmp_path) == 2
     assert (
         capsys.readouterr().err == f"error: --run-dir {tmp_path}: exists and is not an empty directory; give another\n"
     )
     assert (tmp_path / "metrics.jsonl").read_text() == "{}\n"
-    assert command(monkeypatch, "--steps", 1, "--run-dir", tmp_path / "metrics.jsonl" / "run") == 2
+    assert command("--steps", 1, "--run-dir", tmp_path / "metrics.jsonl" / "run") == 2
     assert "cannot be written" in capsys.readouterr().err
 
 

@@ -80,6 +80,8 @@ def test_what_killed_processes_left_is_removed(cache: Path, tmp_path: Path) -> N
         folder.mkdir(parents=True)
         (folder / "images.npy").write_bytes(b"x" * 100)
     (tmp_path / "digits" / "1.0.0").mkdir(parents=True)  # half prepared
+    (tmp_path / "digits" / "incomplete.9_1.0.0").mkdir()  # by TFDS
+    (tmp_path / "digits" / "incomplete.9_1.0.0" / "dataset_info.json").write_text("{}")
     assert len(data.load("digits", "test", tmp_path).labels) == 360
     assert not any(folder.parent.exists() for folder in left)
 

@@ -1,7 +1,10 @@
 """Signals in every phase, and outputs that break: a run is stopped in order, and never by what it writes to."""
 
+import contextlib
 import json
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -12,9 +15,15 @@ from typing import Any
 
 import pytest
 
-from train import output, plot, run, run_folder
+from train import data, output, plot, run, run_folder
 from train.__main__ import main
+from train.checkpoint import Checkpoints
+from train.config import Config
+from train.errors import UsageError
+from train.loop import Moment
+from train.start import start
 from train.stopping import stopping
+from train.training import make_training
 
 LONG = "--limit 40 --epochs 5000 --quiet"
 
@@ -56,9 +65,8 @@ def test_before_training(seconds: float, tmp_path: Path) -> None:
     assert process.returncode < 0 or "stopped by SIGTERM" in errors
 
 
-def short(monkeypatch: pytest.MonkeyPatch, *argv: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["train", *["--limit", "4", "--epochs", "2", "--quiet"], *map(str, argv)])
-    return main()
+def short(*argv: object) -> int:
+    return main(["--limit", "4", "--epochs", "2", "--quiet", *map(str, argv)])
 
 
 @pytest.fixture
@@ -74,6 +82,24 @@ def _handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_handlers")
+def test_a_run_that_has_a_folder_can_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Even if the signal comes while the folder is made."""
+    create = run_folder.create
+
+    def interrupted(*args: Any) -> run_folder.RunFolder:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return create(*args)
+
+    monkeypatch.setattr(run_folder, "create", interrupted)
+    assert short("--run-dir", tmp_path / "a run") == 143
+    told = f"stopped by SIGTERM after step 1; to go on: python -m train --resume '{tmp_path}/a run'\n"
+    assert told in capfd.readouterr().err
+    assert (tmp_path / "a run" / "checkpoints" / "00000001").exists()
+
+
+@pytest.mark.usefixtures("_handlers")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_while_it_draws(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -85,7 +111,7 @@ def test_while_it_draws(
         save(*args)
 
     monkeypatch.setattr(plot, "save", interrupted)
-    assert short(monkeypatch, "--run-dir", tmp_path) == 128 + number
+    assert short("--run-dir", tmp_path) == 128 + number
     assert (tmp_path / "loss.png").exists()
     assert f"stopped by {number.name} after step 8" in capfd.readouterr().err
 
@@ -97,9 +123,20 @@ def test_a_broken_plot_costs_the_picture(
         raise RuntimeError("no back end")
 
     monkeypatch.setattr(plot, "save", broken)
-    assert short(monkeypatch, "--run-dir", tmp_path) == run.NOT_ALL_WRITTEN
+    assert short("--run-dir", tmp_path) == run.NOT_ALL_WRITTEN
     assert "not drawn (no back end)" in capsys.readouterr().err
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+@contextlib.contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """As a full disk: a longer write is an error."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def no_space(*args: object, **kwargs: object) -> None:
@@ -110,9 +147,24 @@ def test_a_full_disk_costs_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("train.manifest.write", no_space)
-    assert short(monkeypatch, "--run-dir", tmp_path) == run.NOT_ALL_WRITTEN
+    assert short("--run-dir", tmp_path) == run.NOT_ALL_WRITTEN
     assert "no checkpoint was written after step 8 ([Errno 28]" in capsys.readouterr().err
     assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_orbax_is_not_asked_to_write_where_there_is_no_room(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """It answers with a traceback from each of its threads."""
+    checkpoints = Checkpoints(Config(), run_folder.create(Config(run_dir=tmp_path / "run"), ""))
+    moment = Moment(start(Config(), make_training(Config()), 10), step=1)
+    with files_of_at_most(300_000):  # the parameters are 600,000 bytes
+        checkpoints.save(moment)
+        assert checkpoints.newest is None
+    assert re.fullmatch(r".*no checkpoint was written after step 1 \(\[Errno 27\].*\n", capfd.readouterr().err)
+
+
+def test_data_that_cannot_be_prepared_for_want_of_room_is_one_error(tmp_path: Path) -> None:
+    with files_of_at_most(100_000), pytest.raises(UsageError, match="digits cannot be prepared there"):
+        data.load("digits", "test", tmp_path)
 
 
 def test_lines_that_could_not_be_written_are_written_later(
@@ -128,7 +180,7 @@ def test_lines_that_could_not_be_written_are_written_later(
         fsync(descriptor)
 
     monkeypatch.setattr(run_folder.os, "fsync", full_at_first)
-    assert short(monkeypatch, "--run-dir", tmp_path) == 0
+    assert short("--run-dir", tmp_path) == 0
     assert "tried again" in capsys.readouterr().err
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]
@@ -139,7 +191,7 @@ def test_an_export_that_fails_costs_the_export(
 ) -> None:
     monkeypatch.setattr("jaxopt_port.torch_interop.save", no_space)
     argv = ["--run-dir", tmp_path / "run", "--export-torch", tmp_path / "out.pt"]
-    assert short(monkeypatch, *argv) == run.NOT_ALL_WRITTEN
+    assert short(*argv) == run.NOT_ALL_WRITTEN
     assert capsys.readouterr().err.count("tried again after the next epoch") == 2
 
 
@@ -164,9 +216,8 @@ def test_streams_write_what_they_can(tmp_path: Path) -> None:
     assert output.Tolerant(None).write("nowhere") == 7
 
 
-def test_checkpoints_that_a_killed_process_left_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert short(monkeypatch, "--run-dir", tmp_path) == 0
+def test_checkpoints_that_a_killed_process_left_are_removed(tmp_path: Path) -> None:
+    assert short("--run-dir", tmp_path) == 0
     (tmp_path / "checkpoints" / "00000009.writing").mkdir()
-    monkeypatch.setattr(sys, "argv", ["train", "--resume", str(tmp_path)])
-    assert main() == 0
+    assert main(["--resume", str(tmp_path)]) == 0
     assert [path.name for path in (tmp_path / "checkpoints").glob("*.writing")] == []

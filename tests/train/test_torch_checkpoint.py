@@ -22,9 +22,8 @@ FLAGS = (
 )
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *argv: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["train", *FLAGS.split(), *map(str, argv)])
-    return main()
+def command(*argv: object) -> int:
+    return main([*FLAGS.split(), *map(str, argv)])
 
 
 class TorchRun:
@@ -72,13 +71,13 @@ def assert_close(ours: Path, theirs: TorchRun) -> None:
     assert written["scheduler"] == theirs.scheduler.state_dict()
 
 
-def test_there_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_and_back(tmp_path: Path) -> None:
     theirs = TorchRun()
     theirs.epoch()
     half = theirs.save(tmp_path / "half.pt")
     out = tmp_path / "out.pt"
     argv = ["--resume-torch", half, "--export-torch", out, "--epochs", 1, "--run-dir", tmp_path / "a"]
-    assert command(monkeypatch, *argv) == 0
+    assert command(*argv) == 0
     theirs.epoch()
     assert_close(out, theirs)
 
@@ -196,11 +195,11 @@ def test_what_cannot_be_resumed_or_written(
         "other.pt": "torch's 'w' (w [2]) has no counterpart",
         "nesterov.pt": "its optimizer has nesterov=True, this run's False: write --option nesterov=True",
     }.items():
-        assert command(monkeypatch, "--resume-torch", tmp_path / name, *run) == 2
+        assert command("--resume-torch", tmp_path / name, *run) == 2
         printed = capsys.readouterr().err
         assert printed.startswith(f"error: --resume-torch {tmp_path / name}: ")
         assert message in printed
-    assert command(monkeypatch, "--export-torch", tmp_path / "nowhere" / "out.pt", *run) == 2
+    assert command("--export-torch", tmp_path / "nowhere" / "out.pt", *run) == 2
     assert "in one that does not exist" in capsys.readouterr().err
     for optimizer, message in {"adafactor": "factors the last two axes", "nonlinear_cg": "torch has no"}.items():
         monkeypatch.setattr(

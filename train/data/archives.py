@@ -3,6 +3,7 @@
 import io
 import pickle
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,6 +60,7 @@ def cifar(dataset: str, archive: Path, split: str) -> Iterator[Picture]:
     layout = CIFAR[dataset]
     try:
         with tarfile.open(archive) as tar:
+            _read_to_the_end(tar)
             members = {Path(member.name).name: member for member in tar if member.isfile()}
             binary, python = layout.splits[split]
             for name in binary if binary[0] in members else python:
@@ -68,8 +70,15 @@ def cifar(dataset: str, archive: Path, split: str) -> Iterator[Picture]:
                 assert file is not None
                 content = file.read()
                 yield from _binary(layout, content) if name in binary else _python(dataset, content)
-    except (tarfile.TarError, EOFError, pickle.UnpicklingError, OSError, LookupError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, pickle.UnpicklingError, OSError, LookupError, TypeError) as error:
         raise ValueError(f"{archive}: cannot be read as the archive of {dataset} ({error!r})") from error
+
+
+def _read_to_the_end(tar: tarfile.TarFile) -> None:
+    """gzip has a checksum behind the last byte, which nobody else comes to: a tar ends before it."""
+    file: Any = tar.fileobj
+    while file.read(1 << 20):
+        pass
 
 
 def _binary(layout: Cifar, content: bytes) -> Iterator[Picture]:

@@ -156,6 +156,7 @@ def prepare(dataset: str, scratch: Path, archive: Path | None, downloads: Path) 
 
     Raises:
       UsageError: the archive cannot be had, or is another.
+      OSError: nothing can be written there.
     """
     logging.getLogger("absl").setLevel(logging.ERROR)
     files = [] if dataset == "digits" else [archive] if archive is not None else _downloaded(dataset, downloads)
@@ -168,6 +169,8 @@ def prepare(dataset: str, scratch: Path, archive: Path | None, downloads: Path) 
     except ValueError as error:
         where = f"--archive {archive}" if archive is not None else f"--dataset {dataset}"
         raise UsageError(f"{where}: {one_line(error)}") from error
+    except RuntimeError as error:  # array_record's, on a full disk
+        raise OSError(one_line(error)) from error
     return Path(builder.data_dir)
 
 

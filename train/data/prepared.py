@@ -39,8 +39,12 @@ class Place:
           UsageError: it cannot be.
         """
         versions = sorted(
-            (info.parent for info in (self.root / self.dataset).glob("*/dataset_info.json")),
-            key=lambda directory: [int(number) for number in re.findall(r"\d+", directory.name)],
+            (
+                info.parent
+                for info in (self.root / self.dataset).glob("*/dataset_info.json")
+                if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name)  # TFDS works in incomplete.*
+            ),
+            key=lambda directory: [int(number) for number in directory.name.split(".")],
         )
         return versions[-1] if versions else self.again()
 
