@@ -216,7 +216,7 @@ class Flat(Lifted):
             if self.frozen[group]:
                 leaves.append(Leaf(index, group, p, None, None, False))
             elif (
-                steps is not True or is_sparse(g) or g.dtype == jax.dtypes.float0 or np.ndim(state.steps[group]["step"])
+                steps is not True or is_sparse(g) or g.dtype == jax.dtypes.float0 or np.ndim(state.steps[group].get("step"))
             ):
                 return None
             else:
