@@ -28,6 +28,7 @@ from tests.lr_scheduler.cases import (
 )
 
 torch = pytest.importorskip("torch")
+from tests.oracle import since  # noqa: E402
 
 STATE = optimizer_state("sgd")
 EACH = [pytest.param(case, id=case.label) for case in MAIN]
@@ -203,6 +204,8 @@ def test_init_after_another_scheduler_and_resuming_by_last_epoch() -> None:
     ],
 )
 def test_errors_of_options_are_torchs(name: str, options: dict[str, Any]) -> None:
+    if name == "SWALR":
+        since(2, 13)
     groups = [{"params": [torch.nn.Parameter(torch.ones(1))]} for _ in range(2)]
     with pytest.raises((ValueError, TypeError)) as expected:
         theirs((name, options), torch.optim.SGD(groups, lr=0.1, momentum=0.9))
