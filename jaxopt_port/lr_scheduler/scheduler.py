@@ -36,6 +36,9 @@ class Scheduler:
     integer and a `Number` for all else. `sched["param_groups"]` is what torch's scheduler adds to the optimizer's
     groups, `initial_lr` for example, and `sched["scheduler"]` says whose state it is.
 
+    A list in place of a number or function has one for each of the optimizer's groups; those that are frozen or have no
+    parameters may be left out, all of them.
+
     Each scheduler is a frozen dataclass of torch's arguments, with torch's methods: over `s`, the state with numbers in
     it, and `groups`, the optimizer's.
     """
