@@ -215,9 +215,9 @@ class Flat(Lifted):
             steps = g is not None if moves is None else moves[index]
             if self.frozen[group]:
                 leaves.append(Leaf(index, group, p, None, None, False))
-            elif (
-                steps is not True or is_sparse(g) or g.dtype == jax.dtypes.float0 or np.ndim(state.steps[group].get("step"))
-            ):
+            elif steps is not True or is_sparse(g) or g.dtype == jax.dtypes.float0:
+                return None
+            elif np.ndim(state.steps[group].get("step")):  # a group that has none is refused by the step
                 return None
             else:
                 leaves.append(Leaf(index, group, jnp.asarray(p), jnp.asarray(g), None, True))

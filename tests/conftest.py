@@ -1,11 +1,20 @@
 """What pytest does for all tests: two processes for the whole suite, and a summary of the bits that were compared."""
 
+from collections.abc import Iterator
 from typing import Any
 
+import jax
 import pytest
 
 collect_ignore = ["oracle.py", "train/torch_side.py", "compare/torch_side.py"]  # they need torch, and have no doctests
 report = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def full_precision() -> Iterator[None]:
+    """Products in float32, where a GPU's default is TF32: layers then agree with torch's to 1e-6, and not to 1e-3."""
+    with jax.default_matmul_precision("highest"):
+        yield
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -8,6 +8,7 @@ from jax.experimental.sparse import BCOO
 
 import jaxopt_port as optim
 
+pytestmark = pytest.mark.usefixtures("full_precision")
 ROWS, WIDTH = 6, 3
 CONFIGURATIONS = [
     ("sgd", {"lr": 0.1}),

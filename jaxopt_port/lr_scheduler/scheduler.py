@@ -24,6 +24,7 @@ from jaxopt_port.scalars import Scalar, float64, is_known
 T = TypeVar("T")
 P = ParamSpec("P")
 
+
 class Scheduler:
     """A learning rate scheduler, as pure functions.
 
@@ -319,8 +320,8 @@ def lrs(groups: Groups) -> list[Float]:
 
 def per_group(name: str, groups: Groups, value: Any) -> list[float]:
     """torch's _format_param: a number for each group, or the list of them that was given."""
-    wrong = f"{name} must have the same length as optimizer.param_groups. {name} has {{}} values, param_groups has {{}}."
-    return list(map(float, spread(groups, value, wrong)))
+    wrong = f"{name} must have the same length as optimizer.param_groups. {name} has {{}} values, param_groups has {{}}"
+    return list(map(float, spread(groups, value, f"{wrong}.")))
 
 
 def spread(groups: Groups, value: Any, wrong: str) -> list[Any]:
@@ -339,5 +340,5 @@ def spread(groups: Groups, value: Any, wrong: str) -> list[Any]:
         return [value[0] if group[IDLE] else next(given) for group in groups]  # any, where nothing steps
     order = "group 0 is the default group, then come the ParamGroups in order"
     if idle:
-        order += f"; of groups {', '.join(map(str, idle))}, frozen or without parameters, either all or none count"
+        order += f"; frozen or without parameters, to be counted or left out together, is: {', '.join(map(str, idle))}"
     raise ValueError(f"{wrong.format(len(value), len(groups))} ({order})")

@@ -12,7 +12,7 @@ from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule, is_sparse
 from jaxopt_port.rules.sparse_rows import check_rows, coalesced
-from jaxopt_port.rules.tensor_ops import add_weight_decay, rounded, square
+from jaxopt_port.rules.tensor_ops import add_weight_decay, square
 from jaxopt_port.scalars import Scalar, check_at_least_0, check_lr, is_on
 
 
@@ -40,8 +40,8 @@ def _update_rows(p: jax.Array, g: Any, s: AdagradState, c: SimpleNamespace) -> t
     rows = coalesced(g)
     values = jnp.where(c.weight_decay == 0, rows.values, jnp.nan)  # set since: torch raises
     total = rows.of(s.sum) + square(values)
-    step = c.neg_clr * (values / (jnp.sqrt(total) + c.eps))
-    return rows.put(p, rows.of(p) + step), AdagradState(rows.put(s.sum, total))
+    step = values / (jnp.sqrt(total) + c.eps)
+    return rows.put(p, rows.of(p) + c.neg_clr * step), AdagradState(rows.put(s.sum, total))
 
 
 def check_grad(g: Any, o: SimpleNamespace) -> None:
