@@ -118,7 +118,9 @@ class Lifted(Algorithm):
         leaves = jax.tree.leaves(params)
         members = self.members(params)
         slots = [self._init_leaf(params, *each) for each in zip(range(len(leaves)), leaves, members, strict=True)]
-        steps = [{"step": np.float32(0), **self.rule.scalar_state} for _ in self.options]
+        moving = {group for group in members if not self.frozen[group]}
+        first = {"step": np.float32(0), **self.rule.scalar_state}
+        steps = [dict(first) if group in moving else {} for group in range(len(self.options))]
         live = [
             {name: jax.tree.map(to_number, each[name]) for name in live}
             for each, live in zip(self.options, self.live, strict=True)
@@ -182,6 +184,11 @@ class Lifted(Algorithm):
         for group, live in enumerate(state.param_groups):
             inside = [leaf for leaf in leaves if leaf.group == group and not self.frozen[group]]
             if any(leaf.moves is not False for leaf in inside):
+                if not state.steps[group]:
+                    raise ValueError(
+                        f"the state has no step count for group {group}, which was frozen or had no parameters when "
+                        "init made it: unfreeze by add_param_group(optimizer, state, params, group)"
+                    )
                 steps[group] = self._step_group(group, live, state.steps[group], inside)
         new = [None if leaf.moves is False else leaf.slot for leaf in leaves]
         return leaves, OptState(tuple(steps), slots_.with_leaves(state.slots, new, params), state.param_groups)

@@ -3,8 +3,10 @@
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
+import jax
 import pytest
 
 # These need torch, and have no doctests.
@@ -18,6 +20,13 @@ MAY_SKIP = {
     "NO BROWSER": True,  # CI says so where Chromium cannot be had
     "no prepared CIFAR-10 beside the repository": True,
 }
+
+
+@pytest.fixture
+def full_precision() -> Iterator[None]:
+    """Products in float32, where a GPU's default is TF32: layers then agree with torch's to 1e-6, and not to 1e-3."""
+    with jax.default_matmul_precision("highest"):
+        yield
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import pytest
 import torch
 
 IMPLEMENTATIONS = ("foreach", "fused", "capturable", "differentiable")  # not options of the mathematics
@@ -39,6 +40,12 @@ def configurations(name: str) -> list[tuple[str, dict[str, Any]]]:
 def options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """torch's keyword arguments as ours: a number for a tensor."""
     return {k: v.item() if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
+
+
+def since(major: int, minor: int) -> None:
+    """Skip a test of what torch does only since this version."""
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (major, minor):
+        pytest.skip(f"torch {torch.__version__} does this otherwise than {major}.{minor}")
 
 
 def one_thread() -> None:

@@ -16,6 +16,7 @@ from mkdocs.structure.files import get_files
 from mkdocs.structure.nav import get_navigation
 
 import jaxopt_port
+from tests.exact.compare import SETTINGS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -110,3 +111,8 @@ def test_every_member_of_stop_has_a_docstring() -> None:
     source = Path(importlib.import_module("jaxopt_port.closure.stop").__file__ or "").read_text()
     for member in jaxopt_port.Stop:
         assert re.search(rf'^    {member.name} = {int(member)}\n    """', source, re.MULTILINE), member
+
+
+def test_the_settings_of_the_exact_process_are_told() -> None:
+    told = re.findall(r"`(--xla_[^`]+)`", (ROOT / "docs" / "parity.md").read_text())
+    assert sorted(told) == sorted(SETTINGS["XLA_FLAGS"].split())

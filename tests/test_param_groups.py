@@ -59,7 +59,7 @@ def test_first_match_wins_and_group_0_may_be_empty():
     optimizer = optim.adam(param_groups=[optim.ParamGroup(".*", lr=0.5)])
     new, state = optimizer.step(GRADS, optimizer.init(PARAMS), PARAMS)
     assert [group["lr"] for group in optim.get_hyper(state)] == [1e-3, 0.5]
-    assert [float(steps["step"]) for steps in state.steps] == [0, 1]
+    assert state.steps == ({}, {"step": 1})
     np.testing.assert_allclose(new["scale"], 0.5, 1e-6)
 
 
@@ -125,7 +125,7 @@ def test_frozen_parameters_do_not_step_and_have_no_slots(name):
     new, after = optimizer.step(grads, state, params)
     assert_same_bits(new["bias"], params["bias"])
     assert not any(slot(after, "bias"))
-    assert float(after.steps[1]["step"]) == 0
+    assert after.steps[1] == {}
     assert (new["kernel"] != params["kernel"]).any()
     updates, _ = optimizer.update(grads, state, params)
     assert_same_bits(updates["bias"], jnp.zeros_like(params["bias"]))

@@ -8,6 +8,7 @@ from jax.experimental.sparse import BCOO
 
 import jaxopt_port as optim
 
+pytestmark = pytest.mark.usefixtures("full_precision")
 ROWS, WIDTH = 6, 3
 CONFIGURATIONS = [
     ("sgd", {"lr": 0.1}),
@@ -82,3 +83,16 @@ def test_a_model_with_an_embedding(name):
         ours, state = train_step(ours, state, jnp.asarray(tokens))
     np.testing.assert_allclose(ours, embedding.weight.detach().numpy(), 1e-5, 1e-6)
     np.testing.assert_array_equal(ours[0], table[0])
+
+
+@pytest.mark.parametrize("name", ["adagrad", "sparse_adam"])
+def test_squares_are_rounded_before_they_are_summed(name):
+    """Two operations in torch, so that nothing is fused: NumPy's bits, in a process that fuses what it can."""
+    rng = np.random.default_rng(0)
+    table, optimizer = jnp.zeros((500, 20)), optim.optimizers[name]()
+    step, state, expected = jax.jit(optimizer.step), optimizer.init(table), np.zeros((500, 20), np.float32)
+    for _ in range(3):
+        g = rng.normal(size=table.shape).astype(np.float32)
+        table, state = step(BCOO.fromdense(g, nse=len(g), n_dense=1), state, table)
+        expected += g * g if name == "adagrad" else (g * g - expected) * np.float32(1 - 0.999)
+    np.testing.assert_array_equal(state.slots.sum if name == "adagrad" else state.slots.exp_avg_sq, expected)

@@ -17,6 +17,7 @@ from tests.helpers import CountTraces, assert_close, assert_same_bits, assert_sa
 torch = pytest.importorskip("torch")
 from tests.oracle import to_numpy, to_torch  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("full_precision")
 AVERAGES = {
     "default": {},
     "swa": {"avg_fn": "get_swa_avg_fn"},

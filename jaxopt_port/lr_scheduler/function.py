@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxopt_port.lr_scheduler.double import Double, Float, value_at
-from jaxopt_port.lr_scheduler.scheduler import GROUP_ORDER, Groups, LRScheduler, Sched, Scheduler, factory, lrs
+from jaxopt_port.lr_scheduler.scheduler import Groups, LRScheduler, Sched, Scheduler, factory, lrs, spread
 
 Function = Callable[[Any], Any]
 
@@ -23,24 +23,21 @@ class LambdaLR(LRScheduler):
     def options(self) -> Mapping[str, Any]:
         return {"lr_lambdas": self.lr_lambda}
 
-    def functions(self, count: int) -> list[Function]:
-        """A function for each of so many groups."""
-        if not isinstance(self.lr_lambda, list | tuple):
-            return [self.lr_lambda] * count  # type: ignore[list-item]
-        if len(self.lr_lambda) != count:
-            raise ValueError(f"Expected {count} lr_lambdas, but got {len(self.lr_lambda)}{GROUP_ORDER}")
-        return list(self.lr_lambda)
+    def functions(self, groups: Groups) -> list[Function]:
+        """The function of each group."""
+        return spread(groups, self.lr_lambda, "Expected {1} lr_lambdas, but got {0}")
 
     def attributes(self, groups: Groups) -> Sched:
-        self.functions(len(groups))
+        self.functions(groups)
         return {}
 
-    def factors(self, s: Sched) -> list[Float]:
+    def factors(self, s: Sched, groups: Groups) -> list[Float]:
         """What the functions make of the epoch, for each of the groups that the scheduler was made for."""
-        return [value_at("lr_lambda", function, s["last_epoch"]) for function in self.functions(len(s["base_lrs"]))]
+        functions = self.functions(groups[: len(s["base_lrs"])])
+        return [value_at("lr_lambda", function, s["last_epoch"]) for function in functions]
 
     def get_lr(self, s: Sched, groups: Groups) -> list[Float]:
-        return [base_lr * factor for factor, base_lr in zip(self.factors(s), s["base_lrs"], strict=True)]
+        return [base_lr * factor for factor, base_lr in zip(self.factors(s, groups), s["base_lrs"], strict=True)]
 
 
 class MultiplicativeLR(LambdaLR):
@@ -49,13 +46,13 @@ class MultiplicativeLR(LambdaLR):
     by_epoch = False
 
     def attributes(self, groups: Groups) -> Sched:
-        for function in self.functions(len(groups)):
+        for function in self.functions(groups):
             if not callable(function):
                 raise TypeError(f"lr_lambda should be a function, but got {type(function).__name__}")
         return {}
 
     def get_lr(self, s: Sched, groups: Groups) -> list[Float]:
-        return [group["lr"] * factor for factor, group in zip(self.factors(s), groups, strict=True)]
+        return [group["lr"] * factor for factor, group in zip(self.factors(s, groups), groups, strict=True)]
 
     def first_lr(self, s: Sched, groups: Groups) -> list[Float]:
         return lrs(groups)

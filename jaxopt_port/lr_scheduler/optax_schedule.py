@@ -84,4 +84,4 @@ def as_schedule(scheduler: Scheduler, lr: float, steps: int | None = None) -> op
 
 def _init(scheduler: Scheduler, lr: float) -> tuple[Sched, OptState]:
     group = {"lr": to_number(lr), "momentum": to_number(0.0)}  # momentum for the schedulers that cycle it
-    return scheduler.init(OptState(steps=(), slots=None, param_groups=(group,)))
+    return scheduler.init(OptState(steps=({},), slots=None, param_groups=(group,)))

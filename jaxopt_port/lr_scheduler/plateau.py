@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from jaxopt_port.lr_scheduler.double import Condition, Float, either, python_max
-from jaxopt_port.lr_scheduler.scheduler import GROUP_ORDER, Groups, Sched, Scheduler, factory, lrs, per_group
+from jaxopt_port.lr_scheduler.scheduler import Groups, Sched, Scheduler, factory, lrs, spread
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -37,14 +37,12 @@ class ReduceLROnPlateau(Scheduler):
         return {name: getattr(self, name) for name in (*own, "threshold_mode")}
 
     def construct(self, groups: Groups) -> Sched:
-        if isinstance(self.min_lr, list | tuple) and len(self.min_lr) != len(groups):
-            raise ValueError(f"expected {len(groups)} min_lrs, got {len(self.min_lr)}{GROUP_ORDER}")
         return {
             "best": self.mode_worse,
             "num_bad_epochs": 0,
             "cooldown_counter": 0,
             "last_epoch": 0,
-            "min_lrs": per_group("min_lr", groups, self.min_lr),
+            "min_lrs": list(map(float, spread(groups, self.min_lr, "expected {1} min_lrs, got {0}"))),
             "_last_lr": lrs(groups),
         }
 

@@ -17,17 +17,12 @@ import optax
 
 from jaxopt_port.hyper import find_state, replace_state
 from jaxopt_port.lr_scheduler.double import Float, is_one_number, python_numbers
-from jaxopt_port.lr_scheduler.states import Groups, Sched, check, encoded, join, scheduled, split, with_scheduled
+from jaxopt_port.lr_scheduler.states import IDLE, Groups, Sched, check, encoded, join, scheduled, split, with_scheduled
 from jaxopt_port.number import Number, is_number, to_float64, to_numpy
 from jaxopt_port.scalars import Scalar, float64, is_known
 
 T = TypeVar("T")
 P = ParamSpec("P")
-
-GROUP_ORDER = (
-    " (group 0 is the default group, then come the ParamGroups in order: those that are frozen or have no parameters "
-    "count too, and take any value)"
-)
 
 
 class Scheduler:
@@ -41,6 +36,9 @@ class Scheduler:
     The state `sched` is a dict by torch's names (`last_epoch`, `base_lrs`, `_last_lr`, ...), with an int32 for an
     integer and a `Number` for all else. `sched["param_groups"]` is what torch's scheduler adds to the optimizer's
     groups, `initial_lr` for example, and `sched["scheduler"]` says whose state it is.
+
+    A list in place of a number or function has one for each of the optimizer's groups; those that are frozen or have no
+    parameters may be left out, all of them.
 
     Each scheduler is a frozen dataclass of torch's arguments, with torch's methods: over `s`, the state with numbers in
     it, and `groups`, the optimizer's.
@@ -93,7 +91,7 @@ class Scheduler:
         check(optimizer=live, scheduler=added)
         with float64():
             before = python_numbers((live, added))
-            groups = join(*before)
+            groups = join(optimizer, *before)
             s = self.construct(groups)
             now, s["param_groups"] = split(groups)
             sched = {**encoded(s), "scheduler": {self._whose(): {}}}
@@ -190,7 +188,7 @@ class Scheduler:
         with float64():
             *before, epoch, metric = python_numbers((live, own, epoch, metric))
             now, s = jax.tree.map(lambda x: x, before)
-            groups = join(now, s.pop("param_groups"))
+            groups = join(optimizer, now, s.pop("param_groups"))
             self.advance(s, groups, epoch, metric)
             now, s["param_groups"] = split(groups)
             live, own = encoded((now, s), before, (live, own))
@@ -322,11 +320,25 @@ def lrs(groups: Groups) -> list[Float]:
 
 def per_group(name: str, groups: Groups, value: Any) -> list[float]:
     """torch's _format_param: a number for each group, or the list of them that was given."""
+    wrong = f"{name} must have the same length as optimizer.param_groups. {name} has {{}} values, param_groups has {{}}"
+    return list(map(float, spread(groups, value, f"{wrong}.")))
+
+
+def spread(groups: Groups, value: Any, wrong: str) -> list[Any]:
+    """A value for each group: one for all, or a list of one for each, or of one for each that steps.
+
+    Raises:
+      ValueError: a list of another length, in the words of `wrong`, which says how many there are and should be.
+    """
     if not isinstance(value, list | tuple):
-        return [float(value)] * len(groups)
-    if len(value) != len(groups):
-        raise ValueError(
-            f"{name} must have the same length as optimizer.param_groups. "
-            f"{name} has {len(value)} values, param_groups has {len(groups)}.{GROUP_ORDER}"
-        )
-    return list(map(float, value))
+        return [value] * len(groups)
+    if len(value) == len(groups):
+        return list(value)
+    idle = [i for i, group in enumerate(groups) if group[IDLE]]
+    if len(value) == len(groups) - len(idle):
+        given = iter(value)
+        return [value[0] if group[IDLE] else next(given) for group in groups]  # any, where nothing steps
+    order = "group 0 is the default group, then come the ParamGroups in order"
+    if idle:
+        order += f"; frozen or without parameters, to be counted or left out together, is: {', '.join(map(str, idle))}"
+    raise ValueError(f"{wrong.format(len(value), len(groups))} ({order})")

@@ -16,6 +16,7 @@ Sched = dict[str, Any]
 Groups = list[dict[str, Any]]
 
 SCHEDULED = ("lr", "momentum", "betas")
+IDLE = "is_idle"  # whether no parameter of a group steps
 
 
 def scheduled(optimizer: OptState) -> Groups:
@@ -33,16 +34,20 @@ def with_scheduled(optimizer: OptState, live: Groups) -> OptState:
     return optimizer._replace(param_groups=param_groups)
 
 
-def join(live: Groups, added: Groups) -> Groups:
-    """The groups as torch has them; one that add_param_group has made since has nothing added yet."""
+def join(optimizer: OptState, live: Groups, added: Groups) -> Groups:
+    """The groups as torch has them; one that add_param_group has made since has nothing added yet.
+
+    A group that is frozen or has no parameters is marked: the optimizer's state keeps no scalars for it.
+    """
+    idle = [not scalars and any(optimizer.steps) for scalars in optimizer.steps]
     more = [{}] * (len(live) - len(added))
-    return [{**one, **other} for one, other in zip(live, [*added, *more], strict=True)]
+    return [{**one, **two, IDLE: three} for one, two, three in zip(live, [*added, *more], idle, strict=True)]
 
 
 def split(groups: Groups) -> tuple[Groups, Groups]:
     """What belongs into the optimizer's state, and what torch's schedulers add to the groups."""
     live = [{name: value for name, value in group.items() if name in SCHEDULED} for group in groups]
-    return live, [{name: value for name, value in group.items() if name not in SCHEDULED} for group in groups]
+    return live, [{k: v for k, v in group.items() if k not in (*SCHEDULED, IDLE)} for group in groups]
 
 
 def encoded(new: Any, before: Any = None, old: Any = None) -> Any:

@@ -12,7 +12,7 @@ from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule, is_sparse
 from jaxopt_port.rules.sparse_rows import check_rows, coalesced
-from jaxopt_port.rules.tensor_ops import add_weight_decay, rounded
+from jaxopt_port.rules.tensor_ops import add_weight_decay, square
 from jaxopt_port.scalars import Scalar, check_at_least_0, check_lr, is_on
 
 
@@ -39,9 +39,9 @@ def update(p: jax.Array, g: jax.Array, s: AdagradState, c: SimpleNamespace) -> t
 def _update_rows(p: jax.Array, g: Any, s: AdagradState, c: SimpleNamespace) -> tuple[jax.Array, AdagradState]:
     rows = coalesced(g)
     values = jnp.where(c.weight_decay == 0, rows.values, jnp.nan)  # set since: torch raises
-    total = rows.of(s.sum) + rounded(values * values)
-    step = rounded(c.neg_clr * (values / (jnp.sqrt(total) + c.eps)))
-    return rows.put(p, rows.of(p) + step), AdagradState(rows.put(s.sum, total))
+    total = rows.of(s.sum) + square(values)
+    step = values / (jnp.sqrt(total) + c.eps)
+    return rows.put(p, rows.of(p) + c.neg_clr * step), AdagradState(rows.put(s.sum, total))
 
 
 def check_grad(g: Any, o: SimpleNamespace) -> None:

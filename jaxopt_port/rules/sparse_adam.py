@@ -12,7 +12,7 @@ from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule, is_sparse
 from jaxopt_port.rules.sparse_rows import check_rows, coalesced
-from jaxopt_port.rules.tensor_ops import rounded
+from jaxopt_port.rules.tensor_ops import rounded, square
 from jaxopt_port.scalars import Scalar, check_above_0, check_betas, check_one_element
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def update(p: jax.Array, g: "BCOO", s: SparseAdamState, c: SimpleNamespace) -> t
     rows = coalesced(g)
     values, exp_avg, exp_avg_sq = rows.values, rows.of(s.exp_avg), rows.of(s.exp_avg_sq)
     exp_avg = exp_avg + rounded((values - exp_avg) * c.weight1)
-    exp_avg_sq = exp_avg_sq + rounded((rounded(values * values) - exp_avg_sq) * c.weight2)
+    exp_avg_sq = exp_avg_sq + rounded((square(values) - exp_avg_sq) * c.weight2)
     step = rounded(c.neg_step_size * (exp_avg / (jnp.sqrt(exp_avg_sq) + c.eps)))
     slot = SparseAdamState(rows.put(s.exp_avg, exp_avg), rows.put(s.exp_avg_sq, exp_avg_sq))
     return rows.put(p, rows.of(p) + step), slot

@@ -20,6 +20,7 @@ torch = pytest.importorskip("torch")
 from benchmarks import planted_faults  # noqa: E402
 from tests.compare import ports, torch_side  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("full_precision")
 STEPS = 3
 SAMPLE = (
     "tanh GELU, nnx",

@@ -252,6 +252,10 @@ class Torch:
     def __init__(self, case: Case):
         import torch
 
+        from tests.oracle import since
+
+        if case.label == "sequential of many":
+            since(2, 13)
         groups = [{"params": [torch.nn.Parameter(torch.ones(2))], **group} for group in GROUPS]
         optimizer = torch.optim.SGD(groups, momentum=0.9) if case.optimizer == "sgd" else torch.optim.Adam(groups)
         with warnings.catch_warnings():

@@ -41,7 +41,7 @@ def fill(
     steps = [dict(group) for group in state.steps]
     for leaf, (parameter, part, one) in states.items():
         if one:
-            _check(name, slots[leaf]._fields, steps[0], parameter, one)
+            _check(name, slots[leaf]._fields, steps[members[leaf]], parameter, one)
             slots[leaf] = _filled(slots[leaf], parameter, part, one)
     for group, scalars in enumerate(steps):
         inside = [leaf for leaf, member in enumerate(members) if member == group]

@@ -129,9 +129,11 @@ def _exported(scheduler: Scheduler, s: Sched, groups: Sequence[int], has_betas: 
     found = {key: _saved(value) if key == "_scale_fn_custom" else value for key, value in options.items()}
     if "lr_lambdas" in options:
         functions = options["lr_lambdas"]
-        found["lr_lambdas"] = [
-            _saved(functions[i] if isinstance(functions, list | tuple) else functions) for i in groups
-        ]
+        if not isinstance(functions, list | tuple):
+            functions = [functions] * len(groups)
+        elif len(functions) != len(groups):
+            functions = [functions[i] for i in groups]
+        found["lr_lambdas"] = list(map(_saved, functions))
     for key, value in s.items():
         if key == "_schedulers":
             found[key] = [_exported(part, one, groups, has_betas) for part, one in zip(parts, value, strict=True)]

@@ -12,6 +12,8 @@ import pytest
 from jaxopt_port.torch_interop import Generator, init
 
 torch = pytest.importorskip("torch")
+from tests.oracle import since  # noqa: E402
+
 nn = torch.nn
 
 pytestmark = [
@@ -113,8 +115,8 @@ def test_layers(layer: str, dtype: str) -> None:
     ],
 )
 def test_functions(name: str, args: tuple[Any, ...], shape: tuple[int, ...], dtype: str) -> None:
-    if name == "trunc_normal" and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13):
-        pytest.skip("this torch draws a truncated normal otherwise than 2.13")
+    if name == "trunc_normal":
+        since(2, 13)
     for seed in SEEDS:
         torch.manual_seed(seed)
         generator, theirs = Generator(seed), torch.empty(shape, dtype=getattr(torch, dtype))
