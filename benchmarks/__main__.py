@@ -184,9 +184,9 @@ def about(device: str) -> list[str]:
         "",
         "Ratios are times of ours over theirs, below 1 ours is faster; goals are in brackets. Temporary: bytes a "
         "parameter byte. torch's fused kernel exists for Adam, AdamW, SGD and Adagrad. L-BFGS and Muon have smaller "
-        "arrays than the heading says, and of a thousand Muon and SparseAdam 160 (benchmarks/shapes.py). Where it falls short: on a CPU torch's fused kernels "
-        "read and write memory faster than XLA's loops do, and `flat` copies; on a GPU many arrays wait for the host, "
-        "which `flat` is for.",
+        "arrays than the heading says, and of a thousand Muon and SparseAdam have 160 (benchmarks/shapes.py). Where it "
+        "falls short: on a CPU torch's fused kernels read and write memory faster than XLA's loops do, and `flat` "
+        "copies; on a GPU many arrays wait for the host, which `flat` is for.",
         "",
     ]
 
