@@ -22,6 +22,7 @@ from jaxopt_port.torch_interop import (
     load_trainer,
     optimizer_state_dict,
     save,
+    save_safetensors,
 )
 
 torch = pytest.importorskip("torch")
@@ -87,12 +88,35 @@ def test_folders_that_are_not_whole(tmp_path: Path) -> None:
         load_trainer(tmp_path)
 
 
+def test_a_folder_of_several_models_or_of_a_damaged_state(tmp_path: Path) -> None:
+    for name in ("model.safetensors", "model_1.safetensors"):  # accelerate's two models
+        save_safetensors({"w": np.ones(1)}, tmp_path / name)
+    with pytest.raises(PtFileError, match=r"has model\.safetensors and model_1\.safetensors of .*reads each"):
+        load_trainer(tmp_path)
+    (tmp_path / "model_1.safetensors").unlink()
+    for text, message in (
+        ("{", "it is not JSON"),
+        ("[]", "no global_step"),
+        ('{"global_step": "6"}', "no global_step"),
+    ):
+        (tmp_path / "trainer_state.json").write_text(text)
+        with pytest.raises(PtFileError, match=rf"trainer_state\.json: .*{message}"):
+            load_trainer(tmp_path)
+
+
 def test_weights_in_parts_of_pickles(tmp_path: Path) -> None:
     save({"a": np.ones(1)}, tmp_path / "1.bin")
     save({"b": np.zeros(2)}, tmp_path / "2.bin")
     index = {"weight_map": {"a": "1.bin", "b": "2.bin"}}
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     assert {name: x.tolist() for name, x in load_trainer(tmp_path).model.items()} == {"a": [1], "b": [0, 0]}
+    for changed, message in (
+        ([], "no weight_map"),
+        ({"weight_map": {"a": "1.bin", "b": "1.bin"}}, r"b is not in 1\.bin"),
+    ):
+        (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(changed))
+        with pytest.raises(PtFileError, match=message):
+            load_trainer(tmp_path)
     index["weight_map"]["a"] = "../1.bin"
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     with pytest.raises(PtFileError, match="not a file beside the index"):

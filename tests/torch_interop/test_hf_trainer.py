@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from jaxopt_port import torch_interop
 from jaxopt_port.lr_scheduler import lambda_lr
 from jaxopt_port.torch_interop import layout, load_optimizer, load_scheduler, optimizer_state_dict, scheduler_state_dict
 
-DATA = Path(__file__).parent / "data"
-SHAPES = {  # of the module in make_hf_trainer_checkpoint.py
+FOLDER = Path(__file__).parent / "data" / "foreign" / "trainer_adamw"
+SHAPES = {  # of the module in make_foreign_checkpoints.py
     "embedding.weight": (5, 4),
     "norm.weight": (4,),
     "norm.bias": (4,),
@@ -38,7 +39,8 @@ def linear_decay(step: int) -> float:
 
 
 def imported() -> tuple[dict[str, Any], optim.Optimizer, optim.OptState, layout.Mapping]:
-    theirs = torch_interop.load(DATA / "hf_trainer_optimizer.pt")
+    theirs = torch_interop.load_trainer(FOLDER).optimizer
+    assert theirs is not None
     mapping = layout.infer(SHAPES, PARAMS)
     return theirs, *load_optimizer(optim.adamw, theirs, PARAMS, mapping), mapping
 
@@ -57,11 +59,25 @@ def test_groups_and_moments() -> None:
             np.testing.assert_array_equal(moment, expected.T if array == "kernel" else expected)
 
 
+def test_the_order_of_modules_is_asked_for_where_names_are_sorted() -> None:
+    checkpoint = torch_interop.load_trainer(FOLDER)
+    assert list(checkpoint.model) == sorted(SHAPES)
+    assert checkpoint.optimizer is not None
+    mapping = layout.infer(checkpoint.model, PARAMS)
+    with pytest.raises(ValueError, match=r"In no order .* Say torch's order: param_names="):
+        load_optimizer(optim.adamw, checkpoint.optimizer, PARAMS, mapping)
+    _, state = load_optimizer(optim.adamw, checkpoint.optimizer, PARAMS, mapping, param_names=list(SHAPES))
+    _, _, expected, _ = imported()
+    for one, other in zip(jax.tree.leaves(state.slots), jax.tree.leaves(expected.slots), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_back_to_a_file_that_torch_loads(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     theirs, optimizer, state, mapping = imported()
     scheduler = lambda_lr(linear_decay)
-    file = torch_interop.load(DATA / "hf_trainer_scheduler.pt")
+    file = torch_interop.load_trainer(FOLDER).scheduler
+    assert file is not None
     sched = load_scheduler(scheduler, file, state, theirs)
     torch_interop.save(optimizer_state_dict(optimizer, state, PARAMS, mapping, sched), tmp_path / "optimizer.pt")
     torch_interop.save(scheduler_state_dict(scheduler, sched, optimizer, PARAMS), tmp_path / "scheduler.pt")
@@ -72,7 +88,7 @@ def test_back_to_a_file_that_torch_loads(tmp_path: Path) -> None:
     schedule = torch.optim.lr_scheduler.LambdaLR(adamw, linear_decay)
     adamw.load_state_dict(torch.load(tmp_path / "optimizer.pt", weights_only=True))
     schedule.load_state_dict(torch.load(tmp_path / "scheduler.pt", weights_only=True))
-    original, back = torch.load(DATA / "hf_trainer_optimizer.pt", weights_only=True), adamw.state_dict()
+    original, back = torch.load(FOLDER / "optimizer.pt", weights_only=True), adamw.state_dict()
     assert [group.pop("param_names") for group in back["param_groups"]] == [DECAY, NO_DECAY]
     for group in (*original["param_groups"], *back["param_groups"]):
         del group["fused"]  # the Trainer's choice of a kernel

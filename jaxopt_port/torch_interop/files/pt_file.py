@@ -10,7 +10,7 @@ from jaxopt_port.torch_interop.files.pickle_reader import PickleReader
 from jaxopt_port.torch_interop.files.pickle_writer import write_pickle
 from jaxopt_port.torch_interop.files.pt_types import PtFileError
 from jaxopt_port.torch_interop.files.reads import Reads
-from jaxopt_port.torch_interop.files.source import Source, opened, written
+from jaxopt_port.torch_interop.files.source import Source, mistaken, opened, written
 
 
 def load(source: Source, *, mmap: bool = False, unknown: Literal["error", "keep"] = "error") -> Any:
@@ -72,6 +72,8 @@ def load(source: Source, *, mmap: bool = False, unknown: Literal["error", "keep"
 def _not_torchs(head: bytes, file: IO[bytes]) -> str:
     if not head:
         return "the file is empty"
+    if what := mistaken(head):
+        return what
     if head[8:9] == b"{":  # after the header's size, its JSON
         return "the file is in the safetensors format: load_safetensors(path) reads it"
     file.seek(257)

@@ -8,7 +8,7 @@ import json
 import math
 import mmap as memory_map
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -17,10 +17,11 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from jaxopt_port.torch_interop.files import legacy_file
 from jaxopt_port.torch_interop.files.pt_types import PtFileError
 from jaxopt_port.torch_interop.files.reads import Reads, room
-from jaxopt_port.torch_interop.files.source import Source, opened, size_left, written
-from jaxopt_port.torch_interop.files.zip_archive import check_bools
+from jaxopt_port.torch_interop.files.source import Source, mistaken, opened, read_json, size_left, written
+from jaxopt_port.torch_interop.files.zip_archive import MAGIC, check_bools
 
 MAX_HEADER = 100_000_000  # bytes, the package's limit
 INDEX = ".safetensors.index.json"
@@ -50,7 +51,7 @@ def load_safetensors(source: Source, *, mmap: bool = False) -> dict[str, np.ndar
 
     Returns:
       Array by name, in the order of the header or of the index, which sort the names where the package wrote them: not
-      the order of the model, which numbers an optimizer's parameters.
+      the order of the model, which numbers an optimizer's parameters. `load_optimizer` takes that as `param_names`.
 
     Raises:
       PtFileError: the file is damaged, is not of this format, or has an element type that NumPy does not.
@@ -68,7 +69,7 @@ def load_safetensors(source: Source, *, mmap: bool = False) -> dict[str, np.ndar
     if isinstance(source, str | os.PathLike):
         path = _in_folder(Path(source)) if Path(source).is_dir() else Path(source)
         if path.name.endswith(".json"):
-            return _parts(path, mmap)
+            return load_parts(path, partial(load_safetensors, mmap=mmap))
         source = path
     elif mmap:
         raise ValueError("mmap=True needs a path")
@@ -139,17 +140,24 @@ def _in_folder(folder: Path) -> Path:
     return found[0]
 
 
-def _parts(path: Path, mmap: bool) -> dict[str, np.ndarray]:
-    """The tensors that an index names, from the files beside it."""
-    with opened(path) as file:
-        index = _json(file.read())
-        file_of = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(file_of, dict) or not all(isinstance(x, str) for x in file_of.values()):
-            raise PtFileError("it is not an index of safetensors files: it has no weight_map of names")
-        names = dict.fromkeys(file_of.values())
-        if outside := [name for name in names if Path(name).name != name]:
-            raise PtFileError(f"{outside[0]!r} is not a file beside the index")
-    parts = {name: load_safetensors(path.with_name(name), mmap=mmap) for name in names}
+def load_parts(path: Path, read: Callable[[Path], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The tensors that an index names, from the files beside it.
+
+    Args:
+      path: of the index.
+      read: reads one of the files.
+
+    Raises:
+      PtFileError: it is not an index, or the files do not have what it says.
+    """
+    index = read_json(path)
+    file_of = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(file_of, dict) or not all(isinstance(x, str) for x in file_of.values()):
+        raise PtFileError(f"{path}: it is not an index of weights in parts: it has no weight_map of names")
+    names = dict.fromkeys(file_of.values())
+    if outside := [name for name in names if Path(name).name != name]:
+        raise PtFileError(f"{path}: {outside[0]!r} is not a file beside the index")
+    parts = {name: read(path.with_name(name)) for name in names}
     for name, part in parts.items():
         if strange := [key for key in part if file_of.get(key) != name]:
             raise PtFileError(f"{path}: {strange[0]} is in {name}, where the index does not have it")
@@ -160,8 +168,14 @@ def _parts(path: Path, mmap: bool) -> dict[str, np.ndarray]:
 
 def _read(file: IO[bytes], reads: Reads, mmap: bool) -> dict[str, np.ndarray]:
     start, left = file.tell(), size_left(file)
-    length = int.from_bytes(file.read(8), "little")
+    head = file.read(legacy_file.HEAD)
+    file.seek(start + 8)
+    length = int.from_bytes(head[:8], "little")
     if left < 8 or not 2 <= length <= min(left - 8, MAX_HEADER):
+        if head.startswith(MAGIC) or legacy_file.MAGIC.match(head):
+            raise PtFileError("the file is one of torch.save: load(path) reads it")
+        if what := mistaken(head):
+            raise PtFileError(what)
         raise PtFileError("the file is not a safetensors file, or is cut short: its header does not fit")
     header = _json(file.read(length))
     if not isinstance(header, dict):

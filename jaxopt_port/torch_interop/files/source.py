@@ -2,11 +2,12 @@
 
 import contextlib
 import io
+import json
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from jaxopt_port.torch_interop.files.pt_types import PtFileError
 
@@ -45,6 +46,10 @@ def opened(source: Source) -> Iterator[IO[bytes]]:
 def written(target: Source) -> Iterator[IO[bytes]]:
     """A file to write; where the target is a path, it is there, whole, when all has gone well."""
     if not isinstance(target, str | os.PathLike):
+        if isinstance(target, io.TextIOBase):
+            raise PtFileError(f'{source_name(target)}: it is opened as text: open(path, "wb")')
+        if not hasattr(target, "write"):
+            raise TypeError(f"a path or an open binary file is written to, not a {type(target).__name__}")
         yield target
         return
     path = Path(target).resolve()  # what a link stands for is replaced, not the link
@@ -61,6 +66,29 @@ def written(target: Source) -> Iterator[IO[bytes]]:
         with contextlib.suppress(OSError):
             scratch.unlink()
         raise
+
+
+def read_json(path: Path) -> Any:
+    """What a small file says.
+
+    Raises:
+      PtFileError: it is no file, or is not of JSON.
+      OSError: it cannot be opened.
+    """
+    with opened(path) as file:
+        try:
+            return json.loads(file.read())
+        except (ValueError, RecursionError) as error:
+            raise PtFileError(f"it is not JSON: {type(error).__name__}") from error
+
+
+def mistaken(head: bytes) -> str | None:
+    """What a file is that stands where another should, by its first bytes; None of any other."""
+    if head.startswith(b"version https://git-lfs"):
+        return "the file is a pointer of Git LFS, not what it stands for: `git lfs pull` brings that"
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return "the file is a web page, which a download brought in place of the file: download it again"
+    return None
 
 
 def source_name(source: Source) -> str:
@@ -94,7 +122,7 @@ def _check_binary(file: IO[bytes]) -> None:
     if isinstance(file, io.TextIOBase):
         raise PtFileError('it is opened as text: open(path, "rb")')
     if not hasattr(file, "read") or not hasattr(file, "seek"):
-        raise TypeError(f"load() takes a path or an open binary file, not a {type(file).__name__}")
+        raise TypeError(f"a path or an open binary file is read, not a {type(file).__name__}")
     if hasattr(file, "seekable") and not file.seekable():
         raise PtFileError("it is a pipe or the like: load(io.BytesIO(file.read())) if it ends")
     with contextlib.suppress(OSError, AttributeError):  # a BytesIO has no number
@@ -105,7 +133,9 @@ def _check_binary(file: IO[bytes]) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise PtFileError where a folder's files are parts of what is spread over processes."""
+    """Raise PtFileError where it is no folder, or its files are parts of what is spread over processes."""
+    if folder.exists() and not folder.is_dir():
+        raise PtFileError(f"{folder}: it is not a folder: load(path) and load_safetensors(path) read a file")
     if spread := _spread(folder):
         raise PtFileError(f"{folder}: {spread}")
     for inside in sorted(path for path in folder.iterdir() if path.is_dir()):

@@ -1,6 +1,5 @@
 """The folder in which transformers' Trainer, or accelerate's `save_state`, keeps a run."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,15 +7,17 @@ import numpy as np
 
 from jaxopt_port.torch_interop.files.pt_file import load
 from jaxopt_port.torch_interop.files.pt_types import PtFileError
-from jaxopt_port.torch_interop.files.safetensors_file import load_safetensors
-from jaxopt_port.torch_interop.files.source import check_folder
+from jaxopt_port.torch_interop.files.safetensors_file import load_parts, load_safetensors
+from jaxopt_port.torch_interop.files.source import check_folder, read_json
 
 _WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    "pytorch_model_fsdp.bin",
     "adapter_model.safetensors",
+    "adapter_model.bin",
 )
 
 
@@ -24,7 +25,7 @@ class TrainerCheckpoint(NamedTuple):
     """What a folder has. What it does not have is None."""
 
     model: dict[str, np.ndarray]
-    """Weights by name. A safetensors file has sorted the names."""
+    """Weights by name. A safetensors file has sorted the names: say torch's order where it counts, `param_names`."""
     optimizer: dict[str, Any] | None
     """torch's state dict, for `load_optimizer`."""
     scheduler: dict[str, Any] | None
@@ -66,7 +67,9 @@ def load_trainer(folder: str | Path) -> TrainerCheckpoint:
     folder = Path(folder)
     check_folder(folder)
     state_file = folder / "trainer_state.json"
-    state = json.loads(state_file.read_text()) if state_file.exists() else None
+    state = read_json(state_file) if state_file.exists() else None
+    if state is not None and (not isinstance(state, dict) or type(state.get("global_step")) is not int):
+        raise PtFileError(f"{state_file}: it has no global_step, a number, as a Trainer's state has")
     return TrainerCheckpoint(
         _weights(folder),
         _one(folder, "optimizer"),
@@ -79,17 +82,16 @@ def load_trainer(folder: str | Path) -> TrainerCheckpoint:
 
 def _weights(folder: Path) -> dict[str, np.ndarray]:
     found = [name for name in _WEIGHTS if (folder / name).exists()]
-    if len(found) != 1:
-        raise PtFileError(f"{folder}: has {' and '.join(found) or 'none'} of {', '.join(_WEIGHTS)}")
+    more = sorted(path.name for path in folder.glob("model_[0-9]*.safetensors"))  # accelerate's, of several models
+    if len(found) != 1 or more:
+        raise PtFileError(
+            f"{folder}: has {' and '.join((*found, *more)) or 'none'} of {', '.join(_WEIGHTS)}"
+            + (": load(path) or load_safetensors(path) reads each" if found else "")
+        )
     path = folder / found[0]
-    if "safetensors" in path.name:
-        return load_safetensors(path)
-    if path.suffix == ".bin":
-        return load(path)
-    names = dict.fromkeys(json.loads(path.read_text())["weight_map"].values())
-    if outside := [name for name in names if Path(name).name != name]:
-        raise PtFileError(f"{path}: {outside[0]!r} is not a file beside the index")
-    return {key: x for name in names for key, x in load(folder / name).items()}
+    if path.suffix == ".json" and path.name.startswith("pytorch_model"):
+        return load_parts(path, load)
+    return load(path) if path.suffix == ".bin" else load_safetensors(path)
 
 
 def _one(folder: Path, name: str) -> dict[str, Any] | None:

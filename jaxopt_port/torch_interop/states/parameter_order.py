@@ -12,7 +12,7 @@ import numpy as np
 from jaxopt_port.param_groups import leaf_paths
 from jaxopt_port.torch_interop.layouts import layout
 from jaxopt_port.torch_interop.layouts.array_layout import Shape
-from jaxopt_port.torch_interop.layouts.module_order import in_doubt
+from jaxopt_port.torch_interop.layouts.module_order import in_doubt, is_sorted
 from jaxopt_port.torch_interop.layouts.module_pairs import Entry, Source, same_names
 
 SCALARS = ("step", "eta", "mu", "mu_product")  # of a state: what says nothing of the parameter's shape
@@ -167,7 +167,7 @@ def by_group(state_dict: Mapping[str, Any], order: Order, named: bool, flat: boo
     if len(groups) == 1 and not left_out:
         found, only = [list(known)], True
     else:
-        found, only = _by_shapes(known, shapes)
+        found, only = _by_shapes(order, shapes)
     if not only:
         for inside in found:
             order.check(inside)
@@ -183,8 +183,9 @@ def by_group(state_dict: Mapping[str, Any], order: Order, named: bool, flat: boo
     return found
 
 
-def _by_shapes(known: Sequence[Parameter], shapes: list[list[Shape | None]]) -> tuple[list[list[Parameter]], bool]:
+def _by_shapes(order: Order, shapes: list[list[Shape | None]]) -> tuple[list[list[Parameter]], bool]:
     """The parameters of each group, and whether it is the only way that fits the shapes of the states."""
+    known = order.parameters
     left_out = len(known) - sum(map(len, shapes))
     ways, found = _ways(known, [*shapes, [None] * left_out])
     if ways == 1:
@@ -194,6 +195,7 @@ def _by_shapes(known: Sequence[Parameter], shapes: list[list[Shape | None]]) -> 
     pairs = zip(known, chain.from_iterable(shapes), strict=False)
     if ways and not left_out and all(shape in (None, parameter.shape) for parameter, shape in pairs):
         return found, False
+    may_be_sorted = not order.said and is_sorted(order.names)
     raise ValueError(
         (
             f"loaded state dict contains {len(known) - left_out} parameters, params {len(known)}: say which torch's "
@@ -202,7 +204,7 @@ def _by_shapes(known: Sequence[Parameter], shapes: list[list[Shape | None]]) -> 
             else "loaded state dict contains a parameter group that doesn't match the parameters. "
         )
         + ("Several ways to share them out have" if ways else "In no order have they")
-        + f" the shapes of its states. {'' if left_out else f'{GIVE_NAMES}. '}"
+        + f" the shapes of its states. {'' if left_out else f'{SAY_ORDER if may_be_sorted else GIVE_NAMES}. '}"
         f"The parameters: {', '.join(f'{p.name} {list(p.shape)}' for p in known)}"
     )
 

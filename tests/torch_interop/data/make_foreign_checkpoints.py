@@ -3,7 +3,7 @@
     pip install torch==2.13.0 transformers==5.23.0 accelerate==1.15.0 lightning==2.6.6 timm==1.0.31 torch_ema==0.3
     python make_foreign_checkpoints.py
 
-Each has the network of make_hf_trainer_checkpoint.py after some steps of an optimizer.
+Each has one network after some steps of an optimizer. `test_foreign_checkpoints.py` and `test_hf_trainer.py` read them.
 """
 # pyright: basic, reportMissingImports=false, reportOptionalMemberAccess=false, reportAttributeAccessIssue=false
 # pyright: reportArgumentType=false, reportPrivateImportUsage=false
@@ -24,13 +24,27 @@ import torch
 import torch.distributed.checkpoint as dcp
 import torch_ema
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from make_hf_trainer_checkpoint import Network
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_optimizer_state_dict
 from torch.distributed.fsdp import fully_shard
 from transformers import Trainer, TrainingArguments
 
 HERE = Path(__file__).parent / "foreign"
+
+
+class Network(torch.nn.Module):
+    """An embedding, a norm and two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(5, 4)
+        self.norm = torch.nn.LayerNorm(4)
+        self.hidden = torch.nn.Linear(4, 3)
+        self.head = torch.nn.Linear(3, 2)
+
+    def forward(self, tokens: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        x = self.head(torch.tanh(self.hidden(self.norm(self.embedding(tokens).mean(1)))))
+        return {"loss": torch.nn.functional.cross_entropy(x, labels), "logits": x}
 
 
 def data() -> list[dict[str, torch.Tensor]]:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from jaxopt_port.torch_interop import PtFileError, load, load_safetensors, save_safetensors
+from jaxopt_port.torch_interop import PtFileError, load, load_safetensors, save, save_safetensors
 
 TYPES = (
     *("float16", "bfloat16", "float32", "float64", "complex64", "bool"),
@@ -154,6 +154,9 @@ def test_each_reader_names_the_other(tmp_path: Path) -> None:
     save_safetensors({"a": np.ones(2)}, tmp_path / "a")
     with pytest.raises(PtFileError, match=r"load_safetensors\(path\) reads it"):
         load(tmp_path / "a")
+    save({"a": np.ones(2)}, tmp_path / "a")
+    with pytest.raises(PtFileError, match=r"torch\.save: load\(path\) reads it"):
+        load_safetensors(tmp_path / "a")
 
 
 @settings(max_examples=100, deadline=None)

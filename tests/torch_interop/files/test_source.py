@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxopt_port.torch_interop import PtFileError, load, load_safetensors, save, save_safetensors
+from jaxopt_port.torch_interop import PtFileError, load, load_safetensors, load_trainer, save, save_safetensors
 
 OBJ = {"a": np.arange(3), "n": 1}
 
@@ -62,6 +62,33 @@ def test_devices_and_pipes_are_refused_at_once(read: Any, tmp_path: Path) -> Non
         read(file)
 
 
+def test_a_trainers_folder_is_one_of_files(tmp_path: Path) -> None:
+    for path in ("/dev/zero", tmp_path / "a.pt"):
+        save({}, tmp_path / "a.pt")
+        with pytest.raises(PtFileError, match=r"it is not a folder: load\(path\)"):
+            load_trainer(path)
+    save_safetensors({"a": np.ones(1)}, tmp_path / "model.safetensors")
+    for name in ("trainer_state.json", "optimizer.pt"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(PtFileError, match=f"{name}: it is a pipe"):
+            load_trainer(tmp_path)
+        (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize("read", [load, load_safetensors])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "`git lfs pull` brings that"),
+        (b"\n<!DOCTYPE html><html></html>", "a web page.*: download it again"),
+    ],
+)
+def test_what_a_download_leaves_in_place_of_a_file(read: Any, data: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_bytes(data)
+    with pytest.raises(PtFileError, match=message):
+        read(tmp_path / "a.pt")
+
+
 @pytest.mark.parametrize("write", [save, save_safetensors])
 def test_nothing_but_a_file_is_written_to(write: Any, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
@@ -71,6 +98,10 @@ def test_nothing_but_a_file_is_written_to(write: Any, tmp_path: Path) -> None:
         with pytest.raises(PtFileError, match=message):
             write({"a": np.ones(1)}, tmp_path / name)
     assert sorted(os.listdir(tmp_path)) == before
+    with open(tmp_path / "text", "w") as file, pytest.raises(PtFileError, match=r'text: open\(path, "wb"\)'):
+        write({"a": np.ones(1)}, file)
+    with pytest.raises(TypeError, match="a path or an open binary file is written to, not a int"):
+        write({"a": np.ones(1)}, 3)
     (tmp_path / "real").write_bytes(b"")
     (tmp_path / "link").symlink_to(tmp_path / "real")
     write({"a": np.ones(1)}, tmp_path / "link")
