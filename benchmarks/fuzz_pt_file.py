@@ -5,8 +5,8 @@ are files of torch's zip format, of that from before 1.6 and of safetensors, map
 refused. Input N of a seed is made in the same way in every run: `--first N --inputs 1` repeats it. An input that kills
 the process is left in the file whose name is printed first; the first of each kind of fault is kept.
 
-Recorded, inputs 0 to 89,999 of seed 0 on 2 cores of an AMD EPYC, files of torch 2.13: 80,522 PtFileError, 9,478 loaded,
-no fault; 2.63 MiB the most that one load took of those traced.
+Recorded, inputs 0 to 199,999 of seed 0 in pieces of 10,000, files of torch 2.13: 178,918 PtFileError, 21,082 loaded, no
+fault; 2.63 MiB the most that one load took of those traced.
 """
 
 import argparse

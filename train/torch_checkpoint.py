@@ -152,7 +152,7 @@ def _state(
     if training.average is not None:
         if not any(name in checkpoint for name in AVERAGE):
             raise ValueError(f"it has no average of weights for --ema to go on with, an entry {' or '.join(AVERAGE)}")
-        averaged = torch_interop.load_averaged_model(_entry(checkpoint, AVERAGE), names, params)
+        averaged = torch_interop.load_averaged_model(_entry(checkpoint, AVERAGE), params, names)
         state = state._replace(averaged=averaged)
     return state
 

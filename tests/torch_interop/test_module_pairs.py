@@ -112,7 +112,7 @@ def test_wrappers_names_do_not_count(wrap: Callable[[Any], Any]) -> None:
     for one in (mapping, layout.infer(arrays(network.state_dict()), params)):
         _, state = load_optimizer(optim.sgd, theirs.state_dict(), params, one)
         np.testing.assert_array_equal(state.slots.momentum_buffer["q"]["kernel"], network.q.weight.grad.T)
-        loaded = load_averaged_model(averaged, one, params)
+        loaded = load_averaged_model(averaged, params, one)
         np.testing.assert_array_equal(loaded.params["q"]["kernel"], network.q.weight.detach().T)
 
 

@@ -63,7 +63,7 @@ def test_averaged_model() -> None:
         draw()
         theirs.update_parameters(model)
     written = arrays(theirs.state_dict())
-    averaged = load_averaged_model(written, mapping, zeros, stats)
+    averaged = load_averaged_model(written, zeros, mapping, stats)
     back = averaged_model_state_dict(averaged, mapping)
     assert back["n_averaged"].dtype == written["n_averaged"].dtype
     for name, value in back.items():
@@ -83,4 +83,4 @@ def test_averaged_model() -> None:
         np.testing.assert_array_equal(arrays(resumed.state_dict())[name], arrays(theirs.state_dict())[name])
     assert jax.tree.structure(averaged.params) == jax.tree.structure(zeros)
     with pytest.raises(ValueError, match="no n_averaged: the state dict is not of an AveragedModel"):
-        load_averaged_model(weights, mapping, zeros)
+        load_averaged_model(weights, zeros, mapping)

@@ -84,15 +84,15 @@ def grad_scaler_state_dict(scaler: GradScaler, state: GradScalerState) -> dict[s
 
 
 def load_averaged_model(
-    state_dict: Mapping[str, Any], mapping: LayoutMapping, params: Tree, buffers: Tree = None
+    state_dict: Mapping[str, Any], params: Tree, mapping: LayoutMapping, buffers: Tree = None
 ) -> AveragedState:
     """`swa_model.load_state_dict(state_dict)`: the state of an `averaged_model`.
 
     Args:
       state_dict: of torch.optim.swa_utils.AveragedModel.
+      params: the parameters, for their tree and dtypes.
       mapping: from `layout.infer`, of the model that is averaged: with or without the prefix `module.`, and those of
         DataParallel and torch.compile.
-      params: the parameters, for their tree and dtypes.
       buffers: the same of what else the model holds, as Flax's `batch_stats`.
 
     Returns:
@@ -106,7 +106,7 @@ def load_averaged_model(
       >>> from jaxopt_port.torch_interop import layout
       >>> params = {"weight": jnp.zeros(1)}
       >>> theirs = {"n_averaged": 3, "module.weight": np.array([5.0])}
-      >>> averaged = load_averaged_model(theirs, layout.infer({"weight": (1,)}, params), params)
+      >>> averaged = load_averaged_model(theirs, params, layout.infer({"weight": (1,)}, params))
       >>> int(averaged.n_averaged), averaged.params["weight"]
       (3, Array([5.], dtype=float32))
 
