@@ -4,7 +4,7 @@
 removes it. Each figure is the best of `--repeats` runs, each in a process of its own, the two taking turns, after the
 file has been read once: what is compared is the program, not the disk. The time that the
 processor was busy is beside it, for machines with other work. Memory is the process's peak less what it had before, in
-parts of the file's size.
+parts of the file's size. `load` has computed the file's checksums, which torch does not look at.
 """
 
 import argparse
@@ -31,6 +31,10 @@ OURS = PREPARE + "from jaxopt_port.torch_interop import load, load_safetensors, 
 PACKAGE = PREPARE + "from safetensors.numpy import load_file, save_file\n"
 JOBS = {  # what to do, by whom
     "load": {"torch": TORCH + "measure(lambda: load(path))", "ours": OURS + "measure(lambda: load(path))"},
+    "load, mapped": {
+        "torch": TORCH + "measure(lambda: torch.load(path, weights_only=True, mmap=True))",
+        "ours": OURS + "measure(lambda: load(path, mmap=True))",
+    },
     "save": {
         "torch": TORCH + "x = load(path)\nmeasure(lambda: save(x, other))",
         "ours": OURS + "x = load(path)\nmeasure(lambda: save(x, other))",
