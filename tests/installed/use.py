@@ -203,7 +203,7 @@ def moving(folder: Path) -> None:
     )
     scaler.get_scale(scaling)
     averaged = swa_utils.averaged_model().init(params)
-    torch_interop.load_averaged_model(torch_interop.averaged_model_state_dict(averaged, mapping), mapping, params)
+    torch_interop.load_averaged_model(torch_interop.averaged_model_state_dict(averaged, mapping), params, mapping)
     generator = torch_interop.Generator(0)
     init.xavier_uniform(generator, (2, 2))
     assert sorted(torch_interop.data_loader_order(generator, 5)) == [0, 1, 2, 3, 4]
