@@ -38,6 +38,7 @@ def update_bn(
 
     Raises:
       ImportError: Flax is not installed.
+      TypeError: a linen module without its variables, or a model that is not Flax's.
       ValueError: one number a channel, of which there is no unbiased variance, in torch's words.
 
     Example:
@@ -52,6 +53,13 @@ def update_bn(
     if find_spec("flax") is None:
         raise ImportError("update_bn takes models of flax, which is not installed: pip install flax")
     if variables is None:
+        from flax import nnx
+
+        if not isinstance(model, nnx.Module):
+            raise TypeError(
+                "update_bn takes an nnx module, or a linen module with its variables, update_bn(loader, model, "
+                f'{{"params": averaged.params, "batch_stats": batch_stats}}), not a {type(model).__name__} alone'
+            )
         return _update_nnx(loader, model, unbiased, kwargs)
     return _update_linen(loader, model, variables, unbiased, kwargs)
 

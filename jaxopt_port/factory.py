@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import optax
 
 from jaxopt_port.lift import lift
-from jaxopt_port.optimizer import Optimizer
+from jaxopt_port.optimizer import Optimizer, described
 from jaxopt_port.rule import Rule
 
 F = TypeVar("F", bound=Callable[..., Optimizer])
@@ -35,6 +35,9 @@ def factory(rule: Rule, **fixed: Any) -> Callable[[F], F]:
       rule: the rule, whose options are the parameters of the function, all but `param_groups`.
       **fixed: options that are not parameters.
 
+    Raises:
+      TypeError: something else than a `Rule`.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from typing import NamedTuple
@@ -48,6 +51,9 @@ def factory(rule: Rule, **fixed: Any) -> Callable[[F], F]:
       >>> params, optimizer
       (Array([0.5], dtype=float32), descent(lr=0.5))
     """
+
+    if not isinstance(rule, Rule):
+        raise TypeError(f"factory takes a Rule, as in @factory(Rule(name, ...)) before a def, not {described(rule)}")
 
     def decorate(function: F) -> F:
         signature = inspect.signature(function)

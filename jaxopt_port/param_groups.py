@@ -159,4 +159,5 @@ def _check_matches_something(group: ParamGroup, paths: list[str], any_matched: b
         if missing:
             raise ValueError(f"{group} names paths that do not exist: {', '.join(missing)}. {known}")
     if not any_matched:
-        raise ValueError(f"{group} matches no parameter. {known}")
+        regular = " (a pattern is a regular expression for the whole path)" if isinstance(group.which, str) else ""
+        raise ValueError(f"{group} matches no parameter{regular}. {known}")

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen
 
 import jaxopt_port as optim
 from jaxopt_port import torch_interop
@@ -45,6 +46,17 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         AttributeError,
         "add_param_group.optimizer, st",
     ),
+    "a glob for a pattern": (
+        lambda: optim.sgd(param_groups=[optim.ParamGroup("w/*", lr=0.1)]).init({"w": PARAMS}),
+        ValueError,
+        r"matches no parameter \(a pattern is a regular expression for the whole path\)\. The paths are: w/b, w/w",
+    ),
+    "a linen module without variables": (
+        lambda: optim.swa_utils.update_bn([], linen.BatchNorm()),
+        TypeError,
+        r"update_bn\(loader, model, .*batch_stats.*\), not a BatchNorm alone",
+    ),
+    "a function for a rule": (lambda: ANY.factory(optim.adam), TypeError, r"factory takes a Rule.*, not adam, a func"),
     # what a factory takes
     "parameters": (
         lambda: ANY.adamw(PARAMS),

@@ -163,5 +163,8 @@ def test_each_left_over_says_why() -> None:
     assert "could be flax's 'x' (x/bias [4], x/kernel [4, 4]) or 'y' (" in lines["a"]
     assert "name the pair, pairs={'a': flax's layer}" in lines["a"]
     assert "lm_head.weight has the numbers of emb.weight: leave out what is tied" in lines["lm_head"]
+    tied = {"wte.weight": network.emb.weight, "head.weight": network.emb.weight}
+    with pytest.raises(ValueError, match=r"leave it out .* say to_torch\(..., tied=\{'head.weight': 'wte.weight'\}\)"):
+        layout.infer(tied, {"wte": {"embedding": jnp.zeros((SIZE, SIZE))}})
     with pytest.raises(ValueError, match=r"'w' .* has no counterpart: nothing that is left in torch fits it"):
         layout.infer(Chain(["a"]).state_dict(), {**tree(["a"]), "w": {"scale": jnp.zeros(2)}})

@@ -62,9 +62,13 @@ def _left_over_torch(module: Module, pairing: Pairing, twins: Mapping[str, str])
             said = ", ".join(f"{name!r}: layout.{kind.__name__}" for name in weights)
             return f"torch's {module} fits a layer of flax's only with layouts={{{said}}}: say so if it lies like that"
     asked = [name for name in weights if name in pairing.layouts]
-    advice = (
-        f" with the layout given for {', '.join(asked)}" if asked else f"{tied}; leave out of `torch` what flax lacks"
-    )
+    if asked:
+        advice = f" with the layout given for {', '.join(asked)}"
+    elif tied:
+        both = {name: twins[name] for name in names if name in twins}
+        advice = f"{tied}: if it is tied, leave it out of `torch`, and on the way back say to_torch(..., tied={both})"
+    else:
+        advice = "; leave out of `torch` what flax lacks"
     return f"torch's {module} has no counterpart: nothing that is left in flax fits it{advice}"
 
 
