@@ -83,7 +83,7 @@ PROGRESS = ("decoding", "preparing", "downloading", "Dl ")  # of the data; "Dl" 
 
 def value(draw: random.Random, flag: str) -> list[str]:
     """Something to write after a flag, fitting it or not."""
-    if flag in ("augment", "quiet"):
+    if flag in ("augment", "quiet", "shard-params", "shard-optimizer"):
         return []
     if flag == "option":
         return [f"{draw.choice(KEYS)}={draw.choice(VALUES)}"]
@@ -96,6 +96,8 @@ def value(draw: random.Random, flag: str) -> list[str]:
         "scheduler": [*SCHEDULERS, "None", "foo"],
         "scheduler-interval": ["step", "epoch", "day"],
         "init": ["torch", "jax", "numpy"],
+        "precision": ["float32", "bf16", "float16", ""],
+        "coordinator": ["here", "host:0", ":1234", "host:1234", ""],  # none with which it starts to wait for others
         "split": ["train", "test", "validation", ""],
         "dataset": ["digits", "mnist", "../x", ""],
     }
@@ -117,6 +119,7 @@ FLAGS = (
         "option",
     ),
     *("scheduler", "scheduler-option", "scheduler-interval", "clip-grad-norm", "accumulate", "ema", "init", "seed"),
+    *("precision", "shard-params", "shard-optimizer", "coordinator", "num-processes", "process-id"),
     *("resume", "checkpoint-every", "checkpoint-minutes", "resume-torch", "start-epoch", "export-torch", "run-dir"),
 )
 # Those of the issue, and the kinds beside them.

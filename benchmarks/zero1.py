@@ -23,20 +23,29 @@ BYTES = {"f32": 4, "bf16": 2, "f16": 2, "f64": 8, "s32": 4, "pred": 1}
 COMPILED_UP_TO = 1024
 
 
-def collectives(hlo: str, devices: int) -> dict[str, tuple[int, int]]:
-    """How many collectives of each kind a compiled program has, and the bytes that each device sends in a ring."""
-    number, sent = Counter[str](), Counter[str]()
+def payloads(hlo: str, devices: int) -> list[tuple[str, int]]:
+    """The collectives of a compiled program: the kind of each, and the bytes of its whole arrays."""
+    payloads = []
     for line in hlo.splitlines():
-        found = re.search(r"= (.*?) (all-reduce|reduce-scatter|all-gather)(?:-start)?\(", line)
+        found = re.search(
+            r"= (.*?) (all-reduce|reduce-scatter|all-gather|collective-permute|all-to-all)(?:-start)?\(", line
+        )
         if found:
             result, kind = found.groups()
             size = sum(
                 BYTES[dtype] * int(np.prod([int(n) for n in shape.split(",") if n] or [1]))
                 for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", result)
             )
-            whole = size * devices if kind == "reduce-scatter" else size
-            number[kind] += 1
-            sent[kind] += whole * (devices - 1) * (2 if kind == "all-reduce" else 1) // devices
+            payloads.append((kind, size * devices if kind == "reduce-scatter" else size))
+    return payloads
+
+
+def collectives(hlo: str, devices: int) -> dict[str, tuple[int, int]]:
+    """How many collectives of each kind a compiled program has, and the bytes that each device sends in a ring."""
+    number, sent = Counter[str](), Counter[str]()
+    for kind, whole in payloads(hlo, devices):
+        number[kind] += 1
+        sent[kind] += whole * (devices - 1) * (2 if kind == "all-reduce" else 1) // devices
     return {kind: (number[kind], sent[kind]) for kind in KINDS}
 
 

@@ -8,9 +8,10 @@ To read it, in this order:
    one step with them, a pure function.
 4. `start.py`: where a run starts, and its order of examples. `loop.py`: from there, step by step. `epoch.py`: what an
    epoch came to.
-5. `run.py`: one run with all that is around the loop. `checks.py`: what it would fail at. `run_folder.py`: its records.
+5. `devices.py`: the same over several devices. `processes.py`, `following.py`: over several processes.
+6. `run.py`: one run with all that is around the loop. `checks.py`: what it would fail at. `run_folder.py`: its records.
    `checkpoint.py`, `manifest.py`: what it goes on from after it was killed. `torch_checkpoint.py`, `torch_layout.py`:
    the same for a torch script. `stopping.py`, `output.py`: signals, and outputs that break. `cache.py`: what is kept
    for the next run. `plot.py`: its picture.
-6. `compare/`: the same run in PyTorch beside it.
+7. `compare/`: the same run in PyTorch beside it.
 """

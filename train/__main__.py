@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from train.errors import UsageError
+from train.processes import watched
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,9 +22,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         from train.command_line import parse
 
         config = parse(sys.argv[1:] if argv is None else argv)
-        from train.run import run  # imports JAX, which --help does not need
 
-        return run(config, stopping)
+        def work() -> int:
+            from train.run import run  # imports JAX, which --help does not need
+
+            return run(config, stopping)
+
+        return work() if config.coordinator is None else watched(work, stopping)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -18,6 +18,7 @@ import numpy as np
 from jaxopt_port.scalars import float64
 from train import manifest, output
 from train.config import Config
+from train.devices import on_host
 from train.epoch import Columns, Steps
 from train.errors import UsageError, one_line
 from train.loop import Moment
@@ -58,14 +59,10 @@ class Checkpoints:
         """Whether one was set aside."""
         return any(self.path.glob("damaged-*"))
 
-    def due(self, moment: Moment) -> bool:
-        """Whether it is time for one."""
-        every, minutes = self.config.checkpoint_every, self.config.checkpoint_minutes
-        return (
-            moment.ended is not None
-            or (every is not None and moment.step % every == 0)
-            or (minutes is not None and time.monotonic() - self._last > 60 * minutes)
-        )
+    def overdue(self) -> bool:
+        """Whether the last one is so long ago that it is time for one."""
+        minutes = self.config.checkpoint_minutes
+        return minutes is not None and time.monotonic() - self._last > 60 * minutes
 
     def save(self, moment: Moment) -> None:
         """Write one in the background. What went wrong with it is said, and ends nothing.
@@ -74,11 +71,11 @@ class Checkpoints:
         """
         moment.steps.read()
         self.wait()
+        state = on_host(moment.state)  # the arrays themselves are donated to the next step
         marks = self.folder.marks()
         if marks is None or moment.step == self._at or not moment.steps.finite:
             self.failed = marks is None
             return
-        state = jax.tree.map(np.array, moment.state)  # the arrays themselves are donated to the next step
         if all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)):
             self._last, self._at = time.monotonic(), moment.step
             position = _position(moment, self.folder.settings.id, marks)
@@ -126,7 +123,7 @@ class Checkpoints:
                 )
                 continue
             try:
-                moment, marks = _read(path, position, like)
+                moment, marks = read(path, like)
             except Exception as error:  # Orbax raises many kinds
                 raise UsageError(
                     f"--resume {self.folder.path}: checkpoint {path.name} is whole, but cannot be restored here "
@@ -142,7 +139,7 @@ class Checkpoints:
         return sorted(paths, key=lambda path: int(path.name))
 
     def _write(self, state: State, position: dict[str, Any], columns: Columns | None) -> None:
-        target = self.path / f"{position['step']:08d}"
+        target = self.path / name_of(position["step"])
         scratch = target.with_suffix(WRITING)
         try:
             scratch.mkdir(parents=True)
@@ -189,7 +186,20 @@ def _position(moment: Moment, run: str, marks: Marks) -> dict[str, Any]:
     }
 
 
-def _read(path: Path, position: dict[str, Any], like: State) -> tuple[Moment, Marks]:
+def name_of(step: int) -> str:
+    """The folder of a checkpoint after so many steps."""
+    return f"{step:08d}"
+
+
+def is_due(config: Config, moment: Moment) -> bool:
+    """Whether it is time for a checkpoint, by the steps."""
+    every = config.checkpoint_every
+    return moment.ended is not None or (every is not None and moment.step % every == 0)
+
+
+def read(path: Path, like: State) -> tuple[Moment, Marks]:
+    """What a checkpoint holds; `Checkpoints.restore` has to have looked at it."""
+    position = json.loads((path / "position.json").read_bytes())
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
     with _checkpointer() as checkpointer:
         state = checkpointer.restore(path.absolute() / "state", shapes)
@@ -218,4 +228,8 @@ def _checkpointer() -> Any:
     import orbax.checkpoint  # takes a third of a second
 
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # what it logs as an error it raises too
-    return orbax.checkpoint.StandardCheckpointer()
+    here = jax.process_index()  # by itself: the others do not write, and read by themselves
+    alone = orbax.checkpoint.options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process-{here}"
+    )
+    return orbax.checkpoint.StandardCheckpointer(multiprocessing_options=alone)

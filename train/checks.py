@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from train.config import Config
+from train.devices import Devices
 from train.errors import UsageError, one_line
 from train.loop import Moment, steps_per_epoch
 from train.options import written
@@ -16,6 +17,17 @@ from train.training import Training, optimizer_options, scheduler_options
 
 LARGE_BATCH = 1000  # examples; smaller ones are not looked at
 TRIED = 3  # steps of a scheduler
+
+
+def check_devices(config: Config, training: Training) -> None:
+    """Raise a UsageError where the devices do not divide a batch."""
+    devices = 1 if training.devices is None else training.devices.mesh.size
+    if config.batch_size % devices:
+        more = config.batch_size + -config.batch_size % devices
+        raise UsageError(
+            f"--batch-size {config.batch_size}: the {devices} devices do not divide it; write --batch-size {more}, or "
+            "let JAX see fewer of them (CUDA_VISIBLE_DEVICES or TPU_VISIBLE_CHIPS)"
+        )
 
 
 def check_training(config: Config, training: Training, classes: int = 10) -> None:
@@ -31,7 +43,7 @@ def check_training(config: Config, training: Training, classes: int = 10) -> Non
         raise UsageError(f"{optimizer}: its state takes {size:,} bytes, and there are {memory():,}")
     _check_schedule(config, training)
     try:
-        jax.eval_shape(lambda *batch: make_step(training)(start(config, training, classes), *batch), *_batch(1))
+        jax.eval_shape(lambda *batch: make_step(training)(start(config, training, classes), *batch), *batch_shapes(1))
     except Exception as error:
         raise UsageError(f"{optimizer}: {one_line(error)}") from error
 
@@ -62,7 +74,7 @@ def check_run(config: Config, training: Training, examples: int, moment: Moment)
         return
     try:
         step: Any = make_step(training)
-        compiled = step.lower(moment.state, *_batch(batch)).compile().memory_analysis()
+        compiled = step.lower(moment.state, *batch_shapes(batch, training.devices)).compile().memory_analysis()
         needed = compiled.temp_size_in_bytes + compiled.argument_size_in_bytes + compiled.output_size_in_bytes
     except Exception as error:  # RESOURCE_EXHAUSTED, where the compiler sees it
         raise UsageError(f"--batch-size {config.batch_size}: {one_line(error)}") from error
@@ -73,15 +85,17 @@ def check_run(config: Config, training: Training, examples: int, moment: Moment)
         )
 
 
-def _batch(size: int) -> tuple[Any, ...]:
+def batch_shapes(size: int, devices: Devices | None = None) -> tuple[Any, ...]:
     """What a step takes beside the state."""
-    shapes = (((size, 32, 32, 3), np.uint8), ((size,), np.int32), ((), np.int32))
-    return tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes)
+    shapes = (((size, 32, 32, 3), np.uint8), ((size,), np.int32))
+    sharding = None if devices is None else devices.batch_sharding(size)
+    batch = (jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape, dtype in shapes)
+    return *batch, jax.ShapeDtypeStruct((), np.int32)
 
 
 def memory() -> int:
     """The bytes that the device has."""
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import tyro
 
 from train import run_settings
-from train.config import LISTS, PATHS, Config, flag
+from train.config import AUTO, LISTS, PATHS, Config, flag
 from train.errors import UsageError
 from train.recipes import RECIPES, filled_in, open_for_flags
 
@@ -20,7 +20,11 @@ DEFAULT = "tutorial"
 NARROWEST = 40  # columns; for fewer tyro looks for a layout without end
 
 # What says where things are and how a run is watched, and so may differ in a run that goes on.
-NOT_THE_RUN = ("resume", "data_dir", "archive", "checkpoint_every", "checkpoint_minutes", "export_torch", "quiet")
+PROCESSES = ("coordinator", "num_processes", "process_id")
+NOT_THE_RUN = (
+    *("resume", "data_dir", "archive", "checkpoint_every", "checkpoint_minutes", "export_torch", "quiet"),
+    *("shard_params", "shard_optimizer", *PROCESSES),
+)
 
 
 def parse(argv: Sequence[str]) -> Config:
@@ -48,7 +52,9 @@ def parse(argv: Sequence[str]) -> Config:
             f"--resume {run}: it is a run of the {recorded.recipe} recipe, not of {recipe}; leave that out"
         )
     flags = argv[1:] if argv and argv[0] in RECIPES else argv
-    blank = dataclasses.replace(recorded, option=(), scheduler_option=(), run_dir=None, quiet=False)
+    blank = dataclasses.replace(
+        recorded, option=(), scheduler_option=(), run_dir=None, quiet=False, **dict.fromkeys(PROCESSES)
+    )
     given = absolute(_cli([recipe, *flags], {**recipes, recipe: blank}))
     for name in (field.name for field in dataclasses.fields(Config) if field.name not in NOT_THE_RUN):
         _refuse_another(run, name, getattr(given, name), getattr(recorded, name), getattr(blank, name))
@@ -140,6 +146,7 @@ def check(config: Config) -> None:
         raise UsageError(f"--start-epoch {config.start_epoch}: the last epoch, --epochs {config.epochs}, is before it")
     if config.start_epoch is not None and config.start_epoch > 1 and config.resume_torch is None:
         raise UsageError(f"--start-epoch {config.start_epoch}: needs a --resume-torch CHECKPOINT to start from")
+    _check_processes(config)
     if config.export_torch is not None:
         _check_export(config.export_torch)
     run_dir = config.run_dir
@@ -155,6 +162,29 @@ def _is_utf8(path: Path) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _check_processes(config: Config) -> None:
+    """All that starts several processes, or none of it."""
+    coordinator, count, number = config.coordinator, config.num_processes, config.process_id
+    given = [name for name in PROCESSES[1:] if getattr(config, name) is not None]
+    if coordinator in (None, AUTO):
+        for name in given:
+            remedy = "is for a --coordinator HOST:PORT" + (", auto knows it" if coordinator else "")
+            raise UsageError(f"{flag(name, getattr(config, name))}: {remedy}; leave it out")
+        return
+    host, _, port = coordinator.rpartition(":")
+    if not host or not re.fullmatch(r"\d{1,5}", port, re.ASCII) or not 0 < int(port) < 2**16:
+        raise UsageError(f"--coordinator {coordinator}: is not HOST:PORT, such as 10.0.0.1:1234, or auto")
+    if count is None or number is None:
+        raise UsageError(
+            f"--coordinator {coordinator}: write --num-processes N and --process-id 0 to N - 1 with it, or "
+            "--coordinator auto where a cluster says these"
+        )
+    if not 1 <= count < 2**31:
+        raise UsageError(f"--num-processes {count}: must be at least 1")
+    if not 0 <= number < count:
+        raise UsageError(f"--process-id {number}: must be 0 to {count - 1}, one less than --num-processes")
 
 
 def _check_export(out: Path) -> None:

@@ -54,10 +54,25 @@ class Config:
     """Add up the gradients of so many batches for a step of the optimizer, as backward() does."""
     ema: float | None = None
     """Evaluate an exponential moving average of the weights, with this decay, on the test split too."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """What the network computes in; bf16 is bfloat16. Parameters, gradients' sums, the loss and the optimizer are
+    float32."""
     init: Literal["torch", "jax"] = "jax"
     """Draw weights and the order of examples as a torch script with torch.manual_seed(SEED) does, or as JAX does."""
     seed: int = 0
     """Seeds the weights, the order of examples and --augment."""
+    shard_params: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """With several devices: each keeps a part of the parameters and of the optimizer's state, and a step gathers
+    them."""
+    shard_optimizer: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """With several devices: each keeps and steps a part of the optimizer's state (ZeRO-1); all have the parameters."""
+    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
+    """Train in several processes: where the first of them listens; or auto, where the cluster (SLURM, GKE, Cloud TPU,
+    Open MPI) says it all."""
+    num_processes: int | None = None
+    """How many processes there are, with a --coordinator HOST:PORT."""
+    process_id: int | None = None
+    """Which of them this is, from 0. The first alone writes."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """Go on with a run from its folder: with all its settings, at the step of its last checkpoint."""
     checkpoint_every: int | None = None
@@ -94,6 +109,7 @@ class Config:
             *([] if self.scheduler is None else [f"{self.scheduler}({', '.join(self.scheduler_option)})"]),
             *([] if self.clip_grad_norm is None else [f"gradient norm at most {self.clip_grad_norm:g}"]),
             *([] if self.accumulate == 1 else [f"a step every {self.accumulate} batches"]),
+            *([] if self.precision == "float32" else [f"computed in {self.precision}"]),
             *([] if self.ema is None else [f"weights averaged with decay {self.ema:g}"]),
         ]
 
@@ -120,6 +136,7 @@ class Config:
 
 PATHS = ("data_dir", "archive", "resume", "resume_torch", "export_torch", "run_dir")
 LISTS = ("option", "scheduler_option")
+AUTO = "auto"  # a --coordinator that the cluster names
 
 
 def flag(name: str, value: Any = None) -> str:

@@ -13,6 +13,7 @@ from jaxtyping import Int
 
 from train.config import Config
 from train.data import Data, Examples
+from train.devices import Devices
 from train.epoch import Epoch, Steps
 from train.model import Params
 from train.start import epoch_order
@@ -134,14 +135,15 @@ def end_epoch(config: Config, training: Training, moment: Moment, data: Data, or
     if data.test is not None:
         average = state.averaged
         epoch = epoch._replace(
-            test=evaluate_all(state.params, data.test),
-            ema_test=None if average is None else evaluate_all(average.params, data.test),
+            test=evaluate_all(state.params, data.test, training),
+            ema_test=None if average is None else evaluate_all(average.params, data.test, training),
         )
     if epoch.finite and len(order) == len(data.train.labels) and not training.every_step:
         # A plateau is one of the loss on the test split, or where there is none of the mean loss of the epoch.
         loss = epoch.loss if epoch.test is None else epoch.test[0]
         sched, opt_state = training.schedule(state.sched, state.opt_state, loss)
-        moment.state = state._replace(sched=sched, opt_state=opt_state)
+        state = state._replace(sched=sched, opt_state=opt_state)
+        moment.state = state if training.devices is None else training.devices.place(state)
     moment.number, moment.step, moment.ended = moment.number + 1, epoch.step, epoch
     moment.steps, moment.seconds = Steps(), 0.0
 
@@ -165,17 +167,17 @@ def under_way(config: Config, moment: Moment, data: Data, order: np.ndarray) -> 
 
 
 def _by_one(training: Training, examples: Examples) -> Advance:
-    step = make_step(training)
+    step, devices = make_step(training), training.devices
 
     def advance(state: State, chunk: Chunk, at: int) -> tuple[State, Record]:
         (batch,) = chunk
-        return step(state, examples.images[batch], examples.labels[batch], np.int32(at))
+        return step(state, *take(examples, batch, devices), np.int32(at))
 
     return advance
 
 
 def _by_scan(training: Training, examples: Examples) -> Advance:
-    step = make_step(training)
+    step, devices = make_step(training), training.devices
 
     @partial(jax.jit, donate_argnums=0)
     def scan(state: State, images: Any, labels: Any, chunk: Any, at: Any) -> tuple[State, Record]:
@@ -185,14 +187,27 @@ def _by_scan(training: Training, examples: Examples) -> Advance:
 
         return jax.lax.scan(body, state, (chunk, at))
 
-    images, labels = jax.device_put(examples)
-    return lambda state, chunk, at: scan(state, images, labels, chunk, np.arange(at, at + len(chunk), dtype=np.int32))
+    images, labels = jax.device_put(examples) if devices is None else devices.copies(examples)
+
+    def advance(state: State, chunk: Chunk, at: int) -> tuple[State, Record]:
+        steps = np.arange(at, at + len(chunk), dtype=np.int32)
+        return scan(state, images, labels, chunk if devices is None else devices.chunk(chunk), steps)
+
+    return advance
 
 
-def evaluate_all(params: Params, examples: Examples) -> tuple[float, float]:
-    """The mean loss and the accuracy over all examples."""
-    starts = range(0, len(examples.labels), EVALUATION_BATCH)
-    parts = [Examples(*(array[start : start + EVALUATION_BATCH] for array in examples)) for start in starts]
-    metrics = [evaluate(params, *part) for part in parts]
-    loss = sum(float(one.loss) * len(part.labels) for one, part in zip(metrics, parts, strict=True))
-    return loss / len(examples.labels), sum(int(one.correct) for one in metrics) / len(examples.labels)
+def evaluate_all(params: Params, examples: Examples, training: Training | None = None) -> tuple[float, float]:
+    """The mean loss and the accuracy over all examples; `training` says where, and in which precision."""
+    devices, dtype = (None, None) if training is None else (training.devices, training.dtype)
+    size = EVALUATION_BATCH if devices is None else devices.round_up(EVALUATION_BATCH)
+    everything = np.arange(len(examples.labels))
+    parts = [everything[start : start + size] for start in range(0, len(everything), size)]
+    metrics = [evaluate(params, *take(examples, part, devices), devices, dtype) for part in parts]
+    loss = sum(float(one.loss) * len(part) for one, part in zip(metrics, parts, strict=True))
+    return loss / len(everything), sum(int(one.correct) for one in metrics) / len(everything)
+
+
+def take(examples: Examples, order: np.ndarray, devices: Devices | None) -> tuple[Any, Any]:
+    """Those pictures and labels, where a step takes them."""
+    images, labels = ((x[order] if devices is None else devices.batch(x, order)) for x in examples)
+    return images, labels

@@ -38,10 +38,11 @@ def layers(classes: int) -> tuple[Layer, ...]:
 
 
 class Network(nn.Module):
-    """The forward pass. `train.start` draws the parameters."""
+    """The forward pass. `train.start` draws the parameters; with a `dtype` it casts them, and computes in it."""
 
     classes: int = 10
     convolve: Callable[..., Any] = jax.lax.conv_general_dilated
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, images: UInt8[Array, "batch 32 32 3"]) -> Float[Array, "batch classes"]:
@@ -53,13 +54,14 @@ class Network(nn.Module):
                     (KERNEL, KERNEL),
                     padding=KERNEL // 2,
                     conv_general_dilated=self.convolve,
+                    dtype=self.dtype,
                     name=layer.name,
                 )
                 x = max_pool(conv(x))
             else:
                 if x.ndim == 4:
                     x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)  # torch flattens channels first
-                x = nn.Dense(layer.outputs, name=layer.name)(x)
+                x = nn.Dense(layer.outputs, dtype=self.dtype, name=layer.name)(x)
         return x
 
 

@@ -3,16 +3,18 @@
 import os
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from train import checks, data, output, run_folder
-from train.checkpoint import Checkpoints
+from train import checks, data, following, output, processes, run_folder
+from train.checkpoint import Checkpoints, is_due
 from train.config import Config
 from train.data import Data
+from train.devices import devices_of
 from train.epoch import Epoch
 from train.errors import UsageError, one_line
 from train.loop import Moment, fit, is_over, orders, under_way
@@ -23,7 +25,8 @@ from train.stopping import Stopping
 from train.torch_checkpoint import TorchExport, load
 from train.training import Training, make_training
 
-# Exit statuses, beside 2 for arguments that cannot be used, and 128 + its number for a signal: 130, 143.
+# Exit statuses, beside 2 for arguments that cannot be used, 4 where another process of the run is lost
+# (train.processes), and 128 + its number for a signal: 130, 143.
 DONE, NOT_FINITE, NOT_ALL_WRITTEN = 0, 1, 3
 
 
@@ -38,17 +41,39 @@ def run(config: Config, stopping: Stopping) -> int:
       The exit status: 0; 1 where the loss did not stay finite; 3 where something of the records, the checkpoints, the
       picture or --export-torch could not be written; 130 and 143 where SIGINT or SIGTERM stopped it.
     """
-    training = make_training(config)
+    processes.begin(config)
+    status = _run(config, stopping)
+    following.end()
+    return status
+
+
+def _run(config: Config, stopping: Stopping) -> int:
+    training = make_training(config)._replace(devices=devices_of(config))
+    checks.check_devices(config, training)
     checks.check_training(config, training)
     examples = data.read(config)
+    following.check_same(config, examples.digest)
     export = TorchExport(config, training, examples.classes)
+    writes = jax.process_index() == 0
+    if training.devices is not None and writes:
+        print(training.devices.described)
     if config.resume is None:
         moment = _first(config, training, examples)
         checks.check_run(config, training, len(examples.train.labels), moment)
         stopping.in_order()
+        if not writes:
+            return following.follow(config, training, examples, stopping, moment)
         with run_folder.create(config, examples.digest) as folder, Checkpoints(config, folder) as checkpoints:
             return _train(config, training, examples, export, stopping, folder, checkpoints, moment, [])
     stopping.in_order()
+    if not writes:
+        step = following.from_first(following.NONE)
+        if step == following.NONE:
+            moment = _first(config, training, examples)
+        else:
+            like = jax.eval_shape(lambda: start(config, training, examples.classes))
+            moment = _placed(training, following.at_checkpoint(config.resume, step, like))
+        return following.follow(config, training, examples, stopping, moment)
     with run_folder.reopen(config.resume) as folder, Checkpoints(config, folder) as checkpoints:
         moment, epochs = _go_on(config, training, examples, folder, checkpoints)
         return _train(config, training, examples, export, stopping, folder, checkpoints, moment, epochs)
@@ -57,8 +82,13 @@ def run(config: Config, stopping: Stopping) -> int:
 def _first(config: Config, training: Training, examples: Data) -> Moment:
     """Where a run starts."""
     if config.resume_torch is not None:
-        return load(config, training, len(examples.train.labels), examples.classes)
-    return Moment(start(config, training, examples.classes))
+        return _placed(training, load(config, training, len(examples.train.labels), examples.classes))
+    return _placed(training, Moment(start(config, training, examples.classes)))
+
+
+def _placed(training: Training, moment: Moment) -> Moment:
+    """With its state on all devices."""
+    return moment if training.devices is None else replace(moment, state=training.devices.place(moment.state))
 
 
 def _go_on(
@@ -73,10 +103,12 @@ def _go_on(
     found = checkpoints.restore(jax.eval_shape(lambda: start(config, training, examples.classes)))
     if found is not None:
         moment, marks = found
+        following.from_first(moment.step)
         print(f"goes on after step {moment.step:,}" + (", which was the last" if is_over(config, moment) else ""))
-        return moment, folder.rewind(marks)
+        return _placed(training, moment), folder.rewind(marks)
     if checkpoints.damaged:
         raise UsageError(f"--resume {path}: no checkpoint is whole; start another run")
+    following.from_first(following.NONE)
     print("it has no checkpoint yet, and starts from the beginning")
     return _first(config, training, examples), folder.rewind(dict.fromkeys(run_folder.FILES, (0, "")))
 
@@ -106,7 +138,7 @@ def _train(
         transient=True,
         disable=config.quiet or not console.is_terminal,
     )
-    exported = True
+    agree, exported = following.Agreement(training.devices), True
     with bar:
         task = bar.add_task("", total=checks.total_steps(config, len(examples.train.labels)))
         for moment in fit(config, training, moment, examples):  # noqa: B020
@@ -118,9 +150,10 @@ def _train(
                 console.print(line(epoch))
                 if epoch.finite:
                     exported = _export(export, moment)
-            if (epoch is None or epoch.finite) and (stopping.asked or checkpoints.due(moment)):
+            wishes = agree(stopping, checkpoints.overdue())
+            if (epoch is None or epoch.finite) and (wishes.stop or wishes.save or is_due(config, moment)):
                 checkpoints.save(moment)
-            if stopping.asked:
+            if wishes.stop:
                 break
     if moment.ended is None:
         moment.steps.read()

@@ -185,6 +185,7 @@ def needs(data: str) -> dict[str, Any]:
         },
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
+        "processes": jax.process_count(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),  # macOS has none
         "data": data,
     }

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Float64, Int, UInt8
 from jaxopt_port import EveryKState
 from jaxopt_port.scalars import float64
 from train.augment import augment
+from train.devices import Devices
 from train.model import Network, Params, classes_of, convolve_by_rows, cross_entropy
 from train.training import Training
 
@@ -49,7 +50,10 @@ def make_step(training: Training) -> Step:
     The state is donated.
     """
 
-    closure = _printed_loss if training.closures else batch_loss
+    devices, dtype = training.devices, training.dtype
+    loss_fn = batch_loss if dtype is None else partial(batch_loss, dtype=dtype)
+    closure = partial(_closure, dtype=dtype, prints=devices is None)
+    value_and_grad = (devices.value_and_grad if devices else partial(jax.value_and_grad, has_aux=True))(loss_fn)
 
     @partial(jax.jit, donate_argnums=0)
     def step(state: State, images: Any, labels: Any, at: Any) -> tuple[State, Record]:
@@ -57,16 +61,26 @@ def make_step(training: Training) -> Step:
         lr, norms = training.learning_rates(opt_state), layer_norms(params)
         if training.augment is not None:
             images = augment(jax.random.fold_in(jax.random.key(training.augment), at), images)
-        (loss, metrics), params, opt_state = training.optimizer.step_closure(
-            closure, opt_state, params, images, labels, has_aux=True
-        )
+        if training.closures:
+            (loss, metrics), params, opt_state = training.optimizer.step_closure(
+                closure, opt_state, params, images, labels, has_aux=True
+            )
+        else:
+            (loss, metrics), grads = value_and_grad(params, images, labels)
+            params = params if devices is None else devices.divided(params)
+            params, opt_state = training.optimizer.step(grads, opt_state, params)
+            params = params if devices is None else devices.kept(params)
         new = opt_state, sched, averaged
         if training.every_step:
             sched, opt_state = training.schedule(sched, opt_state, loss)
         if training.average is not None:
             averaged = training.average.update(averaged, params)
         moved = _where_stepped(new[0], (opt_state, sched, averaged), new)
-        return State(params, *moved), Record(metrics.loss, metrics.correct, lr, norms)
+        state, record = State(params, *moved), Record(metrics.loss, metrics.correct, lr, norms)
+        if devices is None:
+            return state, record
+        with float64():
+            return devices.keep(state), devices.whole(record)
 
     return step
 
@@ -91,23 +105,38 @@ def _where_stepped(opt_state: Any, new: Any, old: Any) -> Any:
         return jax.tree.map(lambda n, o: n if n is o else jnp.where(opt_state.calls == 0, n, o), new, old)
 
 
-@jax.jit
-def evaluate(params: Params, images: UInt8[Array, "batch 32 32 3"], labels: Int[Array, " batch"]) -> Metrics:
+@partial(jax.jit, static_argnames=("devices", "dtype"))
+def evaluate(
+    params: Params,
+    images: UInt8[Array, "batch 32 32 3"],
+    labels: Int[Array, " batch"],
+    devices: Devices | None = None,
+    dtype: Any = None,
+) -> Metrics:
     """The metrics of a batch, without a step."""
-    return batch_loss(params, images, labels)[1]
+    params = params if devices is None else devices.whole(params)
+    metrics = batch_loss(params, images, labels, dtype=dtype)[1]
+    return metrics if devices is None else devices.whole(metrics)
 
 
-def _printed_loss(params: Params, images: Any, labels: Any) -> tuple[Float[Array, ""], Metrics]:
-    """The loss for a loop of evaluations, printed at each, as torch's users print it in a closure."""
-    loss, metrics = batch_loss(params, images, labels, convolve_by_rows)
-    jax.debug.print("closure: loss {:.6f}", loss, ordered=True)
+def _closure(params: Params, images: Any, labels: Any, dtype: Any, prints: bool) -> tuple[Float[Array, ""], Metrics]:
+    """The loss for a loop of evaluations, printed at each, as torch's users print it in a closure. Several devices
+    have no order to print in."""
+    loss, metrics = batch_loss(params, images, labels, convolve_by_rows, dtype)
+    if prints:
+        jax.debug.print("closure: loss {:.6f}", loss, ordered=True)
     return loss, metrics
 
 
 def batch_loss(
-    params: Params, images: Any, labels: Any, convolve: Callable[..., Any] = jax.lax.conv_general_dilated
+    params: Params,
+    images: Any,
+    labels: Any,
+    convolve: Callable[..., Any] = jax.lax.conv_general_dilated,
+    dtype: Any = None,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """The loss to minimize, and the metrics of its batch."""
-    logits: Any = Network(classes_of(params), convolve).apply({"params": params}, images)
+    """The loss to minimize, and the metrics of its batch. The network computes in `dtype`, the loss in float32."""
+    logits: Any = Network(classes_of(params), convolve, dtype).apply({"params": params}, images)
+    logits = logits.astype(jnp.float32)
     loss = cross_entropy(logits, labels)
     return loss, Metrics(loss, (logits.argmax(axis=1) == labels).sum())

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+from collections.abc import Callable
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -19,11 +20,11 @@ class Stopping:
         self.asked: signal.Signals | None = None
         self._in_order = False
 
-    def listen(self) -> None:
+    def listen(self, handle: Callable[[int, Any], None] | None = None) -> None:
         """Handle the signals, but for those that the process was started to ignore."""
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, self._handle)
+                signal.signal(number, handle or self.handle)
 
     def in_order(self) -> None:
         """From here on a first signal waits until the run looks."""
@@ -34,7 +35,8 @@ class Stopping:
         """The exit status that shells give a process that the signal ended."""
         return 0 if self.asked is None else 128 + self.asked
 
-    def _handle(self, number: int, frame: Any) -> None:
+    def handle(self, number: int, frame: Any = None) -> None:
+        """What a signal does."""
         first, self.asked = self.asked is None, signal.Signals(number)
         if first and self._in_order:
             _say(f"{self.asked.name}: stopping after this step; once more stops at once")

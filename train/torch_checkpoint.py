@@ -10,6 +10,7 @@ import numpy as np
 from jaxopt_port import EveryKState, Optimizer, OptState, get_hyper, set_hyper, torch_interop
 from jaxopt_port.torch_interop import layout
 from train.config import Config, flag
+from train.devices import on_host
 from train.errors import UsageError
 from train.loop import Moment, steps_per_epoch
 from train.model import Params
@@ -31,7 +32,7 @@ RUN = "train"  # an entry of our own: where the run was, and its settings
 # stopped. Others are in the optimizer's and the scheduler's states, or name files.
 SAME = (
     *("dataset", "split", "limit", "batch_size", "accumulate", "augment", "clip_grad_norm", "ema", "evaluate", "init"),
-    *("optimizer", "scheduler", "scheduler_interval", "seed", "shuffle"),
+    *("optimizer", "precision", "scheduler", "scheduler_interval", "seed", "shuffle"),
 )
 NOT_NEGATIVE = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum", "exp_inf", "step_size", "step")
 
@@ -93,7 +94,7 @@ class TorchExport:
         """
         if self.config.export_torch is None:
             return
-        state = moment.state
+        state: State = on_host(moment.state)
         (opt_state,) = states_of(state.opt_state)
         sched: Any = state.sched[0] if state.sched else None
         states: dict[str, Any] = {

@@ -14,7 +14,8 @@ from jaxopt_port.number import to_float64
 from jaxopt_port.optimizer import Algorithm
 from jaxopt_port.scalars import float64
 from jaxopt_port.swa_utils import AveragedModel, averaged_model, get_ema_multi_avg_fn
-from train.config import Config
+from train.config import Config, flag
+from train.devices import Devices
 from train.errors import UsageError, one_line
 from train.muon_adamw import muon_adamw
 from train.options import keywords, written
@@ -39,6 +40,8 @@ class Training(NamedTuple):
       average: averages the parameters after every step of the optimizer, if any.
       closures: whether the optimizer evaluates the loss several times a step, in a loop.
       augment: seeds random crops and flips of the pictures, if any.
+      dtype: what the network computes in, where it is not that of the parameters.
+      devices: where, if there are several.
     """
 
     optimizer: Optimizer
@@ -47,6 +50,8 @@ class Training(NamedTuple):
     average: AveragedModel | None = None
     closures: bool = False
     augment: int | None = None
+    dtype: Any = None
+    devices: Devices | None = None
 
     @property
     def needs_metric(self) -> bool:
@@ -110,6 +115,9 @@ def make_training(config: Config) -> Training:
         raise UsageError(
             f"--clip-grad-norm {config.clip_grad_norm:g}: {config.optimizer} makes its own gradients; leave it out"
         )
+    for name in ("shard_params", "shard_optimizer"):
+        if closures and getattr(config, name):
+            raise UsageError(f"{flag(name)}: {config.optimizer} keeps vectors over all parameters; leave it out")
     if config.clip_grad_norm is not None:
         clipping = _Clipping(optimizer, config.clip_grad_norm)
         optimizer = Optimizer(clipping.init, clipping.update)
@@ -121,6 +129,7 @@ def make_training(config: Config) -> Training:
         average=average,
         closures=closures,
         augment=config.seed if config.augment else None,
+        dtype=jnp.bfloat16 if config.precision == "bf16" else None,
     )
 
 

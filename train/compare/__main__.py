@@ -48,9 +48,14 @@ def arguments(argv: Sequence[str]) -> tuple[Config, float, Path]:
         ("run_dir", "no run folder is written; say where the page goes with --report PATH"),
         ("resume_torch", "both runs start from the seed; leave it out"),
         ("export_torch", "no checkpoint is written; leave it out"),
+        ("shard_params", "both runs are on one device; leave it out"),
+        ("shard_optimizer", "both runs are on one device; leave it out"),
+        ("coordinator", "both runs are of one process; leave it out"),
     ):
         if getattr(config, name) not in (None, False):
             raise UsageError(f"{flag(name, getattr(config, name))}: {remedy}")
+    if config.precision != "float32":
+        raise UsageError(f"--precision {config.precision}: torch's run is of float32; leave it out")
     if config.optimizer in ("nonlinear_cg", "muon_adamw"):
         raise UsageError(f"--optimizer {config.optimizer}: torch has none to compare with; take another")
     if importlib.util.find_spec("torch") is None:
