@@ -88,7 +88,7 @@ class RunFolder:
                 aside = set_aside(self.path / name)
                 output.complain(f"{self.path / name}: is not as the run left it ({error}); set aside as {aside}")
         try:
-            return _read(self.path)
+            return read(self.path)
         except (OSError, ValueError, LookupError) as error:
             output.complain(f"{self.path}: the steps so far cannot be drawn ({error!r})")
             return []
@@ -251,8 +251,12 @@ def _rows(epoch: Epoch) -> str:
     )
 
 
-def _read(path: Path) -> list[Epoch]:
-    """The epochs that a run has recorded."""
+def read(path: Path) -> list[Epoch]:
+    """The epochs that a run has recorded.
+
+    Raises:
+      OSError, ValueError, LookupError: its files cannot be read.
+    """
     if not (path / "steps.csv").exists():
         return []
     _, *rows = csv.reader((path / "steps.csv").read_text().splitlines())
@@ -260,6 +264,8 @@ def _read(path: Path) -> list[Epoch]:
     epochs = []
     for line in map(json.loads, (path / "metrics.jsonl").read_text().splitlines()):
         steps = table[table[:, 0] == line["epoch"]]
+        if not len(steps):
+            break  # the run is just writing them
         tests = {
             name: (line[f"{name}_loss"], line[f"{name}_accuracy"])
             for name in ("test", "ema_test")

@@ -31,8 +31,12 @@ class RunSettings(NamedTuple):
         return (json.dumps({**content, "sha256": _digest(content)}, indent=2) + "\n").encode()
 
 
-def load(run: Path) -> RunSettings:
+def load(run: Path, argument: str = "--resume") -> RunSettings:
     """The settings of a run.
+
+    Args:
+      run: its folder.
+      argument: what named it, for messages.
 
     Raises:
       UsageError: there is no such run, or its file was changed.
@@ -41,14 +45,16 @@ def load(run: Path) -> RunSettings:
     try:
         content = json.loads(path.read_bytes())
         digest = content.pop("sha256")
-        names = set(Config().to_json())
+        names = Config().to_json().keys() & content.keys()  # a run from before there was some flag goes on without it
         config = Config.from_json({name: content[name] for name in names})
         id = content["id"]
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UsageError(f"--resume {run}: is not the folder of a run, whose {FILE} can be read ({error!r})") from error
+        raise UsageError(
+            f"{argument} {run}: is not the folder of a run, whose {FILE} can be read ({error!r})"
+        ) from error
     if digest != _digest(content):
-        raise UsageError(f"--resume {run}: its {FILE} was changed since the run began; put it back as it was")
-    return RunSettings(config, id, {name: value for name, value in content.items() if name not in names | {"id"}})
+        raise UsageError(f"{argument} {run}: its {FILE} was changed since the run began; put it back as it was")
+    return RunSettings(config, id, {name: value for name, value in content.items() if name not in {*names, "id"}})
 
 
 def _digest(content: dict[str, Any]) -> str:
