@@ -83,7 +83,7 @@ PROGRESS = ("decoding", "preparing", "downloading", "Dl ")  # of the data; "Dl" 
 
 def value(draw: random.Random, flag: str) -> list[str]:
     """Something to write after a flag, fitting it or not."""
-    if flag in ("augment", "quiet", "shard-params", "shard-optimizer"):
+    if flag in ("augment", "quiet", "shard-params", "shard-optimizer", "tensorboard"):
         return []
     if flag == "option":
         return [f"{draw.choice(KEYS)}={draw.choice(VALUES)}"]
@@ -114,6 +114,7 @@ FLAGS = (
         "batch-size",
         "epochs",
         "augment",
+        "tensorboard",
         "optimizer",
         "lr",
         "option",

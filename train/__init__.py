@@ -12,6 +12,6 @@ To read it, in this order:
 6. `run.py`: one run with all that is around the loop. `checks.py`: what it would fail at. `run_folder.py`: its records.
    `checkpoint.py`, `manifest.py`: what it goes on from after it was killed. `torch_checkpoint.py`, `torch_layout.py`:
    the same for a torch script. `stopping.py`, `output.py`: signals, and outputs that break. `cache.py`: what is kept
-   for the next run. `plot.py`: its picture.
+   for the next run. `progress.py`, `plot.py`, `tensorboard.py`: what is seen of it.
 7. `compare/`: the same run in PyTorch beside it.
 """

@@ -1,6 +1,7 @@
 """The configuration that a command line asks for, checked as far as plain values go: nothing here imports JAX."""
 
 import dataclasses
+import importlib.util
 import math
 import os
 import re
@@ -23,7 +24,7 @@ NARROWEST = 40  # columns; for fewer tyro looks for a layout without end
 PROCESSES = ("coordinator", "num_processes", "process_id")
 NOT_THE_RUN = (
     *("resume", "data_dir", "archive", "checkpoint_every", "checkpoint_minutes", "export_torch", "quiet"),
-    *("shard_params", "shard_optimizer", *PROCESSES),
+    *("tensorboard", "shard_params", "shard_optimizer", *PROCESSES),
 )
 
 
@@ -82,10 +83,11 @@ def _cli(argv: Sequence[str], recipes: dict[str, Config]) -> Config:
         os.environ["COLUMNS"] = str(NARROWEST)
     named = argv if argv and argv[0] in recipes else [DEFAULT, *argv]
     descriptions = {name: RECIPES[name].__doc__ or "" for name in recipes}
+    settings = {name: "; ".join(RECIPES[name]().described) for name in recipes}
     others = ", ".join(name for name in recipes if name != DEFAULT)
     return tyro.extras.overridable_config_cli(
         {
-            name: (f"{descriptions[name]} (Other recipes: {PROGRAM} {{{others}}} ...)", recipe)
+            name: (f"{descriptions[name]}\n\n{settings[name]}.\n\nOther recipes: {PROGRAM} {{{others}}} ...", recipe)
             for name, recipe in recipes.items()
         },
         prog=PROGRAM,
@@ -147,8 +149,12 @@ def check(config: Config) -> None:
     if config.start_epoch is not None and config.start_epoch > 1 and config.resume_torch is None:
         raise UsageError(f"--start-epoch {config.start_epoch}: needs a --resume-torch CHECKPOINT to start from")
     _check_processes(config)
+    if config.scheduler is None and config.scheduler_interval != RECIPES[config.recipe]().scheduler_interval:
+        raise UsageError(f"--scheduler-interval {config.scheduler_interval}: needs a --scheduler")
     if config.export_torch is not None:
         _check_export(config.export_torch)
+    if config.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        raise UsageError("--tensorboard: needs a package that is not installed: pip install tensorboardX")
     run_dir = config.run_dir
     if config.resume is None and run_dir is not None and run_dir.exists():
         empty = run_dir.is_dir() and os.access(run_dir, os.R_OK)

@@ -24,13 +24,13 @@ class Config:
     archive: Path | None = None
     """cifar10 or cifar100 as a file at hand, the binary or the python version, in place of the download."""
     split: str = "test"
-    """The split to train on."""
+    """The split to train on, such as train or test."""
     limit: int | None = None
     """Train on the first so many examples of the split."""
     batch_size: int = 1
     """Examples a step; the last step of an epoch takes what is left."""
     epochs: int = 20
-    """Passes over the examples."""
+    """Passes over the examples. A run whose loss is no longer finite ends before."""
     steps: int | None = None
     """Stop after so many steps."""
     augment: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -45,7 +45,7 @@ class Config:
     scheduler: str | None = None
     """A torch.optim.lr_scheduler, in snake case, such as one_cycle_lr; None for none."""
     scheduler_option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="KEY=VALUE")] = ()
-    """Its options: --scheduler-option max_lr=0.1 --scheduler-option total_steps=7200"""
+    """Its options: --scheduler-option max_lr=0.1. T_max and total_steps are by default the run's length."""
     scheduler_interval: Literal["step", "epoch"] = "epoch"
     """How often it moves: after every step of the optimizer, or after every epoch."""
     clip_grad_norm: float | None = None
@@ -78,19 +78,20 @@ class Config:
     checkpoint_every: int | None = None
     """Write a checkpoint after every so many steps too. There is one after each epoch, and where a run is stopped."""
     checkpoint_minutes: float | None = 5.0
-    """Write a checkpoint after so many minutes without one."""
+    """Write a checkpoint after so many minutes without one too; None for never."""
     resume_torch: Path | None = None
-    """Start from a PyTorch checkpoint: a file with the state dicts `model` and `optimizer`, and `scheduler` if any. Its
-    learning rate and options are used, but for those that flags give."""
+    """Start from a PyTorch checkpoint, a file with the state dicts `model` and `optimizer`, and `scheduler` if any,
+    with its learning rate and options, but for those that flags give."""
     start_epoch: int | None = None
-    """The first epoch of a run from a PyTorch checkpoint that has run some: it decides the order of examples. A file of
-    --export-torch says it itself."""
+    """The first epoch of a run from --resume-torch, where the file does not say it; it decides the order."""
     export_torch: Path | None = None
-    """Write such a checkpoint after every epoch."""
+    """Write a PyTorch checkpoint, for torch.load, after every epoch."""
     run_dir: Path | None = None
     """Where the run is recorded: a new or empty directory, by default runs/TIME-RECIPE."""
+    tensorboard: bool = False
+    """Write the run for TensorBoard too (tensorboard --logdir runs). Needs the package tensorboardX."""
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Show no progress bar."""
+    """Show no progress between the lines of the epochs."""
 
     # What a recipe decides and no flag changes.
     shuffle: Suppressed = False
@@ -129,8 +130,8 @@ class Config:
     def from_json(settings: dict[str, Any]) -> "Config":
         """The configuration that `to_json` gave these settings of."""
         values: dict[str, Any] = dict(settings)
-        values |= {name: Path(settings[name]) for name in PATHS if settings[name] is not None}
-        values |= {name: tuple(settings[name]) for name in LISTS}
+        values |= {name: Path(settings[name]) for name in PATHS if settings.get(name) is not None}
+        values |= {name: tuple(settings[name]) for name in LISTS if name in settings}
         return Config(**values)
 
 

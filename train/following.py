@@ -21,7 +21,10 @@ from train.stopping import Stopping
 from train.training import Training
 
 # Settings that need not be the same in all processes.
-OWN = ("coordinator", "process_id", "data_dir", "archive", "resume", "resume_torch", "export_torch", "run_dir", "quiet")
+OWN = (
+    *("coordinator", "process_id", "data_dir", "archive", "resume", "resume_torch", "export_torch", "run_dir"),
+    *("tensorboard", "quiet"),
+)
 NONE = -1
 
 

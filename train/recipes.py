@@ -12,7 +12,7 @@ def tutorial() -> Config:
 
 
 def cifar10() -> Config:
-    """What one would want instead: the train split, shuffled batches, momentum, a schedule, and the test split."""
+    """What one would want instead: the train split, shuffled batches, momentum, a cosine schedule, the test split."""
     return Config(
         recipe="cifar10",
         dataset="cifar10",
@@ -22,7 +22,6 @@ def cifar10() -> Config:
         lr=0.01,
         option=("momentum=0.9",),
         scheduler="cosine_annealing_lr",
-        scheduler_option=("T_max=7820",),  # the steps of ten epochs
         scheduler_interval="step",
         shuffle=True,
         evaluate=True,

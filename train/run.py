@@ -5,10 +5,10 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from train import checks, data, following, output, processes, run_folder
 from train.checkpoint import Checkpoints, is_due
@@ -18,12 +18,16 @@ from train.devices import devices_of
 from train.epoch import Epoch
 from train.errors import UsageError, one_line
 from train.loop import Moment, fit, is_over, orders, under_way
+from train.progress import Bar, header, line
 from train.recipes import RECIPES
 from train.run_folder import RunFolder
 from train.start import start
 from train.stopping import Stopping
 from train.torch_checkpoint import TorchExport, load
-from train.training import Training, make_training
+from train.training import SOME_LENGTH, Training, lengthened, make_training, with_length
+
+if TYPE_CHECKING:
+    from train.tensorboard import TensorBoard
 
 # Exit statuses, beside 2 for arguments that cannot be used, 4 where another process of the run is lost
 # (train.processes), and 128 + its number for a signal: 130, 143.
@@ -48,11 +52,12 @@ def run(config: Config, stopping: Stopping) -> int:
 
 
 def _run(config: Config, stopping: Stopping) -> int:
-    training = make_training(config)._replace(devices=devices_of(config))
+    training = make_training(with_length(config, SOME_LENGTH))._replace(devices=devices_of(config))
     checks.check_devices(config, training)
     checks.check_training(config, training)
     examples = data.read(config)
     following.check_same(config, examples.digest)
+    config, training = lengthened(config, training, checks.total_steps(config, len(examples.train.labels)))
     export = TorchExport(config, training, examples.classes)
     writes = jax.process_index() == 0
     if training.devices is not None and writes:
@@ -126,30 +131,26 @@ def _train(
 ) -> int:
     """From a moment to the end of the run, or to where it is stopped."""
     console = Console(highlight=False, soft_wrap=True)
-    console.print(header(config))
+    width = console.width if console.is_terminal else None
+    console.print(header(config, width))
     for epoch in epochs:
-        console.print(line(epoch))
-    bar = Progress(
-        BarColumn(None),
-        MofNCompleteColumn(),
-        "steps",
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=config.quiet or not console.is_terminal,
-    )
+        console.print(line(epoch, width))
+    in_epoch = len(examples.train.labels)
+    bar = Bar(console, config, in_epoch, checks.total_steps(config, in_epoch), moment)
+    board = _board(config, folder, epochs, moment)
     agree, exported = following.Agreement(training.devices), True
     with bar:
-        task = bar.add_task("", total=checks.total_steps(config, len(examples.train.labels)))
         for moment in fit(config, training, moment, examples):  # noqa: B020
-            bar.update(task, completed=moment.step)
+            bar.look(moment)
             epoch = moment.ended
             if epoch is not None:
                 epochs.append(epoch)
                 folder.add(epoch)
-                console.print(line(epoch))
+                console.print(line(epoch, width))
                 if epoch.finite:
                     exported = _export(export, moment)
+            if board is not None:
+                board.look(moment)
             wishes = agree(stopping, checkpoints.overdue())
             if (epoch is None or epoch.finite) and (wishes.stop or wishes.save or is_due(config, moment)):
                 checkpoints.save(moment)
@@ -158,13 +159,25 @@ def _train(
     if moment.ended is None:
         moment.steps.read()
         last = under_way(config, moment, examples, orders(config, moment, examples)[0])
-        epochs += [] if last is None else [last]
+        if last is not None:
+            epochs.append(last)
+        if last is not None and board is not None:
+            board.add(last)
     newest = checkpoints.newest  # when it is written
     drawn = _draw(config, epochs, folder.path)
     status = _say_how_it_ended(config, epochs, stopping, folder, newest)
     console.print(f"the run is in {folder.path}{os.sep}")
-    written = drawn and exported and folder.whole and not checkpoints.failed
+    written = drawn and exported and folder.whole and not checkpoints.failed and (board is None or not board.failed)
     return status or (DONE if written else NOT_ALL_WRITTEN)
+
+
+def _board(config: Config, folder: RunFolder, epochs: list[Epoch], moment: Moment) -> "TensorBoard | None":
+    """Where `--tensorboard` asks for it."""
+    if not config.tensorboard:
+        return None
+    from train.tensorboard import TensorBoard  # imports what need not be installed
+
+    return TensorBoard(folder.path, config.batch_size, epochs, moment)
 
 
 def _export(export: TorchExport, moment: Moment) -> bool:
@@ -184,7 +197,7 @@ def _draw(config: Config, epochs: list[Epoch], folder: Path) -> bool:
     try:
         from train import plot  # imports matplotlib, which takes a second
 
-        plot.save(config, epochs, folder / "loss.png")
+        plot.save([plot.Run(folder.name, config, epochs)], folder / "loss.png")
     except Exception as error:  # whatever matplotlib, its fonts or the disk have
         output.complain(f"{folder / 'loss.png'}: not drawn ({one_line(error)})")
         return False
@@ -223,20 +236,3 @@ def diverged(config: Config, epoch: Epoch, newest: Path | None) -> str:
             f"and the learning rate is {config.lr}; a lower --lr, or the cifar10 recipe, stays finite"
         )
     return f"stopped: {where}. A lower --lr, or --clip-grad-norm, may stay finite"
-
-
-def header(config: Config) -> str:
-    """What is printed above the epochs' lines."""
-    text = f"{'epoch':>5} {'steps':>9} {'running loss':>14} {'accuracy':>9} {'images/s':>9}"
-    test = f" {'test loss':>10} {'test accuracy':>14}" if config.evaluates else ""
-    return text + test + (f" {'EMA loss':>10} {'EMA accuracy':>14}" if config.ema is not None else "")
-
-
-def line(epoch: Epoch) -> str:
-    """What is printed of an epoch."""
-    text = (
-        f"{epoch.number:>5} {epoch.step:>9,} {epoch.running_loss:>14,.4f} "
-        f"{epoch.accuracy:>9.2%} {epoch.images_per_second:>9,.0f}"
-    )
-    tests = (test for test in (epoch.test, epoch.ema_test) if test is not None)
-    return text + "".join(f" {loss:>10.4f} {accuracy:>14.2%}" for loss, accuracy in tests)

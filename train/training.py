@@ -1,5 +1,6 @@
 """What the flags make: optimizer with clipping and accumulation around it, scheduler, average of weights."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -28,6 +29,9 @@ SCHEDULERS: Mapping[str, Callable[..., Scheduler]] = {
     for name, factory in lr_scheduler.schedulers.items()
     if not {"lr_lambda", "schedulers"} & set(inspect.signature(factory).parameters)
 }
+
+LENGTHS = ("T_max", "total_steps")  # options that say how long a schedule is
+SOME_LENGTH = 100  # for what is made before the length of the run is known
 
 
 class Training(NamedTuple):
@@ -96,6 +100,29 @@ def with_states(opt_state: Any, states: Any) -> Any:
     """The same with other OptStates inside."""
     new = iter(states)
     return jax.tree.map(lambda x: next(new) if _is_state(x) else x, opt_state, is_leaf=_is_state)
+
+
+def with_length(config: Config, steps: int) -> Config:
+    """With a schedule as long as the run, where the flags leave its length open.
+
+    Args:
+      config: the run's.
+      steps: that it has in all.
+    """
+    known = () if config.scheduler not in SCHEDULERS else inspect.signature(SCHEDULERS[config.scheduler]).parameters
+    given = {text.partition("=")[0] for text in config.scheduler_option}
+    lengths = [name for name in LENGTHS if name in known]
+    if not lengths or given & {*lengths, "epochs", "steps_per_epoch"}:
+        return config
+    moves = steps // config.accumulate if config.scheduler_interval == "step" else config.epochs
+    option = f"{lengths[0]}={max(moves, 1)}"
+    return dataclasses.replace(config, scheduler_option=(*config.scheduler_option, option))
+
+
+def lengthened(config: Config, training: Training, steps: int) -> tuple[Config, Training]:
+    """`with_length`, for what was made before the length was known."""
+    whole = with_length(config, steps)
+    return (config, training) if whole is config else (whole, training._replace(scheduler=make_scheduler(whole)))
 
 
 def make_training(config: Config) -> Training:

@@ -67,9 +67,9 @@ def main() -> int:
     try:
         config, bound, report = arguments(sys.argv[1:])
         from train.compare.comparison import compare  # imports JAX, which --help does not need
-        from train.training import make_training
+        from train.training import SOME_LENGTH, make_training, with_length
 
-        return compare(config, make_training(config), bound, report)
+        return compare(config, make_training(with_length(config, SOME_LENGTH)), bound, report)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

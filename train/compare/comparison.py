@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from train import data
-from train.checks import check_run, check_training
+from train.checks import check_run, check_training, total_steps
 from train.compare import report, verdict
 from train.compare.blame import blame
 from train.compare.lockstep import CLASSES, Lockstep, TorchError, alone
@@ -11,7 +11,7 @@ from train.config import Config
 from train.errors import UsageError
 from train.loop import Moment
 from train.start import start
-from train.training import Training
+from train.training import Training, lengthened
 
 
 def compare(config: Config, training: Training, bound: float, path: Path) -> int:
@@ -23,6 +23,7 @@ def compare(config: Config, training: Training, bound: float, path: Path) -> int
     read = data.read(config)
     if read.classes != CLASSES:
         raise UsageError(f"--dataset {config.dataset}: has {read.classes} classes, and only {CLASSES} are compared")
+    config, training = lengthened(config, training, total_steps(config, len(read.train.labels)))
     check_run(config, training, len(read.train.labels), Moment(start(config, training, CLASSES)))
     lockstep, pairs = Lockstep(config, training, bound), []
     try:
