@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from train import run_folder, run_settings
+from train import output, run_folder, run_settings
 from train.config import Config
 from train.epoch import Epoch
 from train.errors import UsageError, one_line
@@ -301,4 +301,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    output.tolerate()
     sys.exit(main(sys.argv[1:]))
