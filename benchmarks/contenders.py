@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -39,6 +40,12 @@ def draw(shapes: Shapes, seed: int) -> list[np.ndarray]:
     return [rng.standard_normal(shape, np.float32) for shape in shapes]
 
 
+@lru_cache(maxsize=1)
+def gradients(shapes: tuple[tuple[int, ...], ...]) -> list[jax.Array]:
+    """Of all contenders: the large models' would not fit into memory eight times."""
+    return [jnp.asarray(x) for x in draw(shapes, 1)]
+
+
 def sparse_rows(shape: tuple[int, ...]) -> np.ndarray:
     return np.arange(0, shape[0], SPARSE_ROWS)
 
@@ -52,7 +59,7 @@ class JaxStep:
 
     def __init__(self, shapes: Shapes, init: Callable[..., Any], step: Callable[..., Any], inside: bool, sparse: bool):
         self.params = [jnp.asarray(x) for x in draw(shapes, 0)]
-        self.grads: Any = None if inside else [jnp.asarray(x) for x in draw(shapes, 1)]
+        self.grads: Any = None if inside else gradients(tuple(shapes))
         if sparse:
             rows = [jnp.asarray(sparse_rows(shape)[:, None]) for shape in shapes]
             self.grads = [
@@ -89,8 +96,9 @@ class TorchStep:
 
         self.torch, self.inside, self.device = torch, inside, device
         self.tensors = [torch.nn.Parameter(torch.from_numpy(x).to(device)) for x in draw(shapes, 0)]
-        for tensor, grad in zip(self.tensors, draw(shapes, 1), strict=True):
-            tensor.grad = torch.from_numpy(grad).to(device)
+        for tensor, grad in zip(self.tensors, gradients(tuple(shapes)), strict=True):
+            shared = device == "cpu" and not inside  # inside they are written
+            tensor.grad = torch.from_dlpack(grad) if shared else torch.from_numpy(np.array(grad)).to(device)
             if name == "sparse_adam":
                 rows = torch.from_numpy(sparse_rows(tensor.shape)).to(device)
                 tensor.grad = torch.sparse_coo_tensor(
