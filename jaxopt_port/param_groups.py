@@ -51,7 +51,7 @@ class ParamGroup:
             if twice:
                 raise ValueError(f"a parameter group with duplicate parameters: {', '.join(twice)}")
         self.which = which
-        self.listed = frozenset(which) if isinstance(which, tuple) else frozenset()
+        self.listed: frozenset[str] = frozenset(which) if isinstance(which, tuple) else frozenset()
         self.frozen = frozen
         self.options: Mapping[str, Any] = options
 
