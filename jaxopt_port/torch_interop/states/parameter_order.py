@@ -195,7 +195,7 @@ def _by_shapes(order: Order, shapes: list[list[Shape | None]]) -> tuple[list[lis
     pairs = zip(known, chain.from_iterable(shapes), strict=False)
     if ways and not left_out and all(shape in (None, parameter.shape) for parameter, shape in pairs):
         return found, False
-    may_be_sorted = not order.said and is_sorted(order.names)
+    remedy = GIVE_NAMES if ways or order.said or not is_sorted(order.names) else SAY_ORDER
     raise ValueError(
         (
             f"loaded state dict contains {len(known) - left_out} parameters, params {len(known)}: say which torch's "
@@ -204,7 +204,7 @@ def _by_shapes(order: Order, shapes: list[list[Shape | None]]) -> tuple[list[lis
             else "loaded state dict contains a parameter group that doesn't match the parameters. "
         )
         + ("Several ways to share them out have" if ways else "In no order have they")
-        + f" the shapes of its states. {'' if left_out else f'{SAY_ORDER if may_be_sorted else GIVE_NAMES}. '}"
+        + f" the shapes of its states. {'' if left_out else f'{remedy}. '}"
         f"The parameters: {', '.join(f'{p.name} {list(p.shape)}' for p in known)}"
     )
 

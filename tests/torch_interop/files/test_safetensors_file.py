@@ -26,6 +26,7 @@ TYPES = (
 def test_every_type_and_shape_both_ways(mmap: bool, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     import safetensors.torch as package
+    from safetensors import safe_open
 
     from tests.torch_interop.files.same import assert_same
 
@@ -47,7 +48,7 @@ def test_every_type_and_shape_both_ways(mmap: bool, tmp_path: Path) -> None:
     assert all(x.flags.aligned for x in again.values())
     again["float32"][0] = 5  # it may be written to, and the file is as it was
     assert load_safetensors(tmp_path / "b.safetensors")["float32"][0] == -8
-    with package.safe_open(tmp_path / "b.safetensors", "pt") as file:
+    with safe_open(tmp_path / "b.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
 
 
