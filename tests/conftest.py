@@ -49,7 +49,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if output is not None:
         output["report"] = session.config.stash.get(report, [])
         return
-    skips = session.config.pluginmanager.getplugin("terminalreporter").stats.get("skipped", [])
+    terminal: Any = session.config.pluginmanager.getplugin("terminalreporter")
+    skips = terminal.stats.get("skipped", [])
     lines = session.config.stash.setdefault(report, [])
     for why, count in sorted(Counter(map(reason, skips)).items()):
         lines.append(f"skipped: {count} tests or files, {why}")
