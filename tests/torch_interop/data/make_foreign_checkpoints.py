@@ -3,7 +3,8 @@
     pip install torch==2.13.0 transformers==5.23.0 accelerate==1.15.0 lightning==2.6.6 timm==1.0.31 torch_ema==0.3
     python make_foreign_checkpoints.py
 
-Each has one network after some steps of an optimizer. `test_foreign_checkpoints.py` and `test_hf_trainer.py` read them.
+Each has one network after some steps of an optimizer. `test_foreign_checkpoints.py` and `test_hf_trainer.py` read them,
+go on from them in JAX, and back in torch.
 """
 # pyright: basic, reportMissingImports=false, reportOptionalMemberAccess=false, reportAttributeAccessIssue=false
 # pyright: reportArgumentType=false, reportPrivateImportUsage=false
