@@ -213,7 +213,7 @@ class Flat(Lifted):
             zip(old, flatten_like(treedef, grads, "the gradients"), self.members(params), strict=True)
         ):
             steps = g is not None if moves is None else moves[index]
-            count = state.steps[group].get("step")  # a group without one is refused by the step
+            count = state.steps[group].get("step", 0)  # a group without one is refused by the step
             if self.frozen[group]:
                 leaves.append(Leaf(index, group, p, None, None, False))
             elif steps is not True or is_sparse(g) or g.dtype == jax.dtypes.float0 or np.ndim(count):
