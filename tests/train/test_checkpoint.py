@@ -169,7 +169,7 @@ def test_the_newest_and_the_best_are_kept(copy: Path, tmp_path: Path) -> None:
     folder = run_folder.create(Config(run_dir=tmp_path / "other"), "")
     checkpoints = Checkpoints(Config(), folder)
     state = run.start(Config(), make_training(Config()), 10)
-    (epoch,) = run_folder._read(copy)[:1]
+    (epoch,) = run_folder.read(copy)[:1]
     for step, loss in enumerate([3.0, 1.0, 2.0, 5.0, 4.0], start=1):
         ended = epoch._replace(losses=np.array([loss]))
         checkpoints.save(Moment(state, step, step, Steps(), 0.0, ended))
