@@ -6,7 +6,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -54,7 +54,7 @@ class _Curve(NamedTuple):
     label: str
     color: str
     marker: str
-    line: str
+    line: Any  # a line style of matplotlib
     x: np.ndarray
     loss: np.ndarray
     accuracy: np.ndarray
@@ -176,7 +176,7 @@ def _learning_rates(axes: Axes, run: Run, scale: float, color: str | None) -> No
     same = (rates == rates[:, :1]).all()
     for group, of in enumerate(rates.T[:1] if same else rates.T):
         x = np.arange(first, first + len(of) + 1) / scale
-        style = {} if color is None else {"color": color, "linestyle": ("-", "--", ":", "-.")[group % 4]}
+        style: Any = {} if color is None else {"color": color, "linestyle": ("-", "--", ":", "-.")[group % 4]}
         axes.step(x, [*of, of[-1]], where="post", label=f"group {group}", **style)
     if not same and color is None:
         axes.legend(frameon=False)

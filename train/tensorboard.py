@@ -7,15 +7,19 @@ tells TensorBoard to forget the one before.
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.proto import event_pb2, summary_pb2
 
 from train import output
 from train.epoch import Epoch
 from train.loop import Moment
+
+# Made by protobuf when they are imported, and so unknown to a type checker.
+_events: Any = event_pb2
+_summaries: Any = summary_pb2
 
 STRETCH = 50  # steps to a point; an epoch begins a new one
 
@@ -35,8 +39,9 @@ class TensorBoard:
         self._before = self._done = 0  # steps before the epoch under way, and those of it that are written
         try:
             # The file without the thread that tensorboardX puts before it: there a full disk would be waited for.
-            self._events = EventsWriter(str(folder / "events"))
-            self._events.write_event(Event(wall_time=time.time(), session_log=SessionLog(status=SessionLog.START)))
+            self._file = EventsWriter(str(folder / "events"))
+            log = _events.SessionLog(status=_events.SessionLog.START)
+            self._file.write_event(_events.Event(wall_time=time.time(), session_log=log))
         except OSError as error:
             self._give_up(error)
         for epoch in epochs:
@@ -80,10 +85,11 @@ class TensorBoard:
     def _write(self, step: int, scalars: Mapping[str, float]) -> None:
         if self.failed:
             return
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+        values = [_summaries.Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
         try:
-            self._events.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
-            self._events.flush()
+            summary = _summaries.Summary(value=values)
+            self._file.write_event(_events.Event(wall_time=time.time(), step=step, summary=summary))
+            self._file.flush()
         except OSError as error:
             self._give_up(error)
 

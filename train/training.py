@@ -109,7 +109,8 @@ def with_length(config: Config, steps: int) -> Config:
       config: the run's.
       steps: that it has in all.
     """
-    known = () if config.scheduler not in SCHEDULERS else inspect.signature(SCHEDULERS[config.scheduler]).parameters
+    factory = SCHEDULERS.get(config.scheduler or "")
+    known = () if factory is None else inspect.signature(factory).parameters
     given = {text.partition("=")[0] for text in config.scheduler_option}
     lengths = [name for name in LENGTHS if name in known]
     if not lengths or given & {*lengths, "epochs", "steps_per_epoch"}:

@@ -68,6 +68,9 @@ def _decode(directory: Path, split: str, place: prepared.Place) -> Examples:
     name, version = directory.parts[-2:]
     try:
         builder: Any = tfds.builder_from_directory(directory)
+        if split.partition("[")[0] not in builder.info.splits:
+            names = ", ".join(builder.info.splits)
+            raise UsageError(f"--split {split}: {name} {version} in {place.root} has none of this name; it has {names}")
         source = builder.as_data_source(split)
         if not len(source):
             raise ValueError("it has no examples")
@@ -80,6 +83,8 @@ def _decode(directory: Path, split: str, place: prepared.Place) -> Examples:
                 if example["image"].shape != SHAPE:  # which might broadcast
                     raise ValueError(f"a picture of shape {example['image'].shape}")
                 images[row], labels[row] = example["image"], example["label"]
+    except UsageError:
+        raise
     except Exception as error:  # TFDS and array_record raise many kinds
         raise UsageError(
             f"--data-dir {place.root}: the {split} split of {name} {version} cannot be read as 32x32x3 "
