@@ -43,6 +43,13 @@ class Knobs:
     activation: str = "relu"
     gates: str = "ifgo"
     input_scale: float = 1.0
+    embed_scale: float = 1.0
+    shift: int = 0  # of the positions
+    post_norm: bool = False
+    residual: bool = True  # around the second half of a block
+    constant: bool = False  # LayerNorm's statistics, in the backward pass
+    dilation: int = 1
+    carry: float = 0.0  # the LSTM's first state
     optimizer: dict[str, Any] = field(default_factory=dict)
 
     def at(self, name: str, knob: str) -> Any:
@@ -57,6 +64,10 @@ def schedule(step: Any, shift: int = 0) -> Any:
     return jnp.where(step < WARM_UP, (step + 1) / WARM_UP, cosine)
 
 
+def positions(x: jax.Array, knobs: Knobs) -> jax.Array:
+    return (jnp.arange(x.shape[1]) + knobs.shift) % CONTEXT
+
+
 def attention(qkv: jax.Array, knobs: Knobs, name: str) -> jax.Array:
     batch, length, _ = qkv.shape
     q, k, v = jnp.moveaxis(qkv.reshape(batch, length, 3, HEADS, -1), 2, 0)
@@ -68,6 +79,17 @@ def attention(qkv: jax.Array, knobs: Knobs, name: str) -> jax.Array:
     )
 
 
+class ConstantNorm(nn.Module):
+    """LayerNorm whose gradient takes mean and variance for constants."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        mean, var = jax.lax.stop_gradient((x.mean(-1, keepdims=True), x.var(-1, keepdims=True)))
+        return (x - mean) / jnp.sqrt(var + 1e-5) * scale + bias
+
+
 class Block(nn.Module):
     name_in_torch: str
     knobs: Knobs
@@ -75,10 +97,15 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         at, of = self.knobs.at, self.name_in_torch
-        y = nn.LayerNorm(epsilon=at(f"{of}.ln1", "eps"), use_fast_variance=False, name="ln1")(x)
+        norm = nn.LayerNorm(epsilon=at(f"{of}.ln1", "eps"), use_fast_variance=False, name="ln1")
+        y = x if at(of, "post_norm") else norm(x)
         y = attention(nn.Dense(3 * WIDTH, name="qkv")(y), self.knobs, of)
         x = x + nn.Dense(WIDTH, name="proj")(y)
-        y = nn.LayerNorm(epsilon=at(f"{of}.ln2", "eps"), use_fast_variance=False, name="ln2")(x)
+        x = norm(x) if at(of, "post_norm") else x
+        if at(f"{of}.ln2", "constant"):
+            y = ConstantNorm(name="ln2")(x)
+        else:
+            y = nn.LayerNorm(epsilon=at(f"{of}.ln2", "eps"), use_fast_variance=False, name="ln2")(x)
         y = nn.gelu(nn.Dense(4 * WIDTH, name="up")(y), approximate=at(of, "approximate"))
         if at(of, "dropout"):
             y = nn.Dropout(at(of, "dropout"), deterministic=False)(y, rng=jax.random.key(0))
@@ -91,7 +118,7 @@ class GPT(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         wte = nn.Embed(VOCABULARY, WIDTH, name="wte")
-        h = wte(x) + nn.Embed(CONTEXT, WIDTH, name="wpe")(jnp.arange(x.shape[1]))
+        h = self.knobs.embed_scale * wte(x) + nn.Embed(CONTEXT, WIDTH, name="wpe")(positions(x, self.knobs))
         for i in range(BLOCKS):
             h = Block(f"blocks.{i}", self.knobs, name=f"blocks_{i}")(h)
         h = nn.LayerNorm(epsilon=self.knobs.at("ln_f", "eps"), use_fast_variance=False, name="ln_f")(h)
@@ -109,20 +136,21 @@ class NNXBlock(nnx.Module):
         self.up, self.down = nnx.Linear(WIDTH, 4 * WIDTH, rngs=rngs), nnx.Linear(4 * WIDTH, WIDTH, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = x + self.proj(attention(self.qkv(self.ln1(x)), self.knobs, self.name_in_torch))
-        return x + self.down(
-            nnx.gelu(self.up(self.ln2(x)), approximate=self.knobs.at(self.name_in_torch, "approximate"))
-        )
+        at, of = self.knobs.at, self.name_in_torch
+        x = x + self.proj(attention(self.qkv(self.ln1(x)), self.knobs, of))
+        y = self.down(nnx.gelu(self.up(self.ln2(x)), approximate=at(of, "approximate")))
+        return x + y if at(of, "residual") else y
 
 
 class NNXGPT(nnx.Module):
     def __init__(self, knobs: Knobs, rngs: nnx.Rngs):
+        self.knobs = knobs
         self.wte, self.wpe = nnx.Embed(VOCABULARY, WIDTH, rngs=rngs), nnx.Embed(CONTEXT, WIDTH, rngs=rngs)
         self.blocks = nnx.List([NNXBlock(f"blocks.{i}", knobs, rngs) for i in range(BLOCKS)])
         self.ln_f = nnx.LayerNorm(WIDTH, epsilon=knobs.at("ln_f", "eps"), use_fast_variance=False, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        h = self.wte(x) + self.wpe(jnp.arange(x.shape[1]))
+        h = self.wte(x) + self.wpe(positions(x, self.knobs))
         for block in self.blocks:
             h = block(h)
         return self.wte.attend(self.ln_f(h))
@@ -170,7 +198,18 @@ class NNXResNet(nnx.Module):
 
         def conv(name: str, a: int, b: int, stride: int = 1, size: int = 3) -> nnx.Conv:
             padding = knobs.at(name, "padding") if size == 3 else 0
-            return nnx.Conv(a, b, (size, size), strides=stride, padding=padding, use_bias=False, rngs=rngs)
+            dilation = knobs.at(name, "dilation")
+            padding = padding * dilation if dilation > 1 else padding
+            return nnx.Conv(
+                a,
+                b,
+                (size, size),
+                strides=stride,
+                padding=padding,
+                kernel_dilation=dilation,
+                use_bias=False,
+                rngs=rngs,
+            )
 
         def norm(name: str, features: int) -> nnx.BatchNorm:
             return nnx.BatchNorm(
@@ -207,8 +246,8 @@ def lstm(x: jax.Array, weights: tuple[jax.Array, ...], knobs: Knobs) -> jax.Arra
         h = jax.nn.sigmoid(parts["o"]) * jnp.tanh(c)
         return (h, c), h
 
-    zeros = jnp.zeros((x.shape[0], weight_hh.shape[1]))
-    return jax.lax.scan(cell, (zeros, zeros), x.swapaxes(0, 1))[1].swapaxes(0, 1)
+    first = jnp.full((x.shape[0], weight_hh.shape[1]), knobs.carry)
+    return jax.lax.scan(cell, (first, first), x.swapaxes(0, 1))[1].swapaxes(0, 1)
 
 
 SHAPES = {"weight_ih_l0": (96, 16), "weight_hh_l0": (96, 24), "bias_ih_l0": (96,), "bias_hh_l0": (96,)}
@@ -335,27 +374,13 @@ def port(name: str, trace: compare.Trace, flavour: str, knobs: Knobs | None = No
             before, after = params.split(nnx.BatchStat, ...)[0], nnx.state(model, nnx.BatchStat)
             return loss, nnx_corrected(before, after, knobs)
 
-    layouts = {"fc1.weight": layout.linear} if name == "resnet" else None
-    mapping = None
-    if name == "resnet":
-        mapping = layout.infer(trace.model, params, layouts=layouts)
-    own = dict(trace.model.items())
+    layouts = {"fc1.weight": layout.linear}  # the port flattens as torch does
+    mapping = layout.infer(trace.model, params, layouts=layouts) if name == "resnet" else None
+    own = trace.model
     if not knobs.tied:
         own["head.weight"] = own["wte.weight"]
-    if (
-        name == "lstm"
-    ):  # its arrays lie as torch's: not as those of flax's cells, which have one bias where torch has two
-        mapping = layout.Mapping(tuple(entry(n, x.shape) for n, x in own.items()))
     found = mapping or layout.infer(own, params)
     return Made(loss_fn, layout.to_flax(found, own, params), optimizer(name, flavour, knobs), mapping)
-
-
-def entry(name: str, shape: tuple[int, ...]) -> layout.Entry:
-    """An array of the LSTM's run."""
-    path = {"embed.weight": "embed/embedding", "out.weight": "out/kernel"}.get(name, name.replace(".", "/"))
-    found = layout.linear(shape, shape[::-1]) if name == "out.weight" else layout.same(shape, shape)
-    assert found is not None
-    return layout.Entry(layout.Source(name, shape), path, found)
 
 
 def corrected(before: Tree, after: Tree, knobs: Knobs) -> Tree:
@@ -434,10 +459,10 @@ def optimizer(name: str, flavour: str, knobs: Knobs) -> Any:
     )
 
 
-def factor(shift: int) -> Callable[[int], float]:
+def factor(shift: int) -> Callable[[float], float]:
     """torch's own rates, in float64."""
 
-    def rate(step: int) -> float:
+    def rate(step: float) -> float:
         step += shift
         if step < WARM_UP:
             return (step + 1) / WARM_UP
