@@ -133,7 +133,7 @@ def floor(port: Port, name: str) -> float:
 
 def options(port: Port, step: Step, name: str) -> dict[str, Any]:
     """torch's options of a parameter at a step."""
-    name = port.untied.get(name, name)
+    name = port.tied(name)
     for each, hyper in zip(port.trace.optimizers, step.hyper, strict=True):
         for group, found in zip(each["groups"], hyper, strict=False):
             if name in group["names"]:

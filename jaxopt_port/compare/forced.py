@@ -212,9 +212,8 @@ class Check:
         self.off("gradient", name, row, what, uniform or self.untied(name))
 
     def untied(self, name: str) -> str:
-        pairs = {*self.port.untied, *self.port.untied.values()}
         alias = next((a for a, own in self.port.untied.items() if name in (a, own)), None)
-        return f"torch ties {alias} to {self.port.untied[alias]}, the port has two" if name in pairs and alias else ""
+        return f"torch ties {alias} to {self.port.untied[alias]}, the port has two" if alias else ""
 
     def tie(self, names: list[str]) -> bool:
         """Whether the gradients are as far from themselves, where the parameters are a few more eps off."""
@@ -272,7 +271,7 @@ class Check:
             itself |= {n: distance(again[n], ours[n]) for n in port.names if blame.kind(port, n) == kind}
         rows = []
         for name in port.names:
-            own = port.untied.get(name, name)
+            own = port.tied(name)
             rows.append(self.updated(name, ours[name], after[own], self.before[own], itself.get(name, 0.0)))
         return ours, rows, state_after
 

@@ -158,6 +158,10 @@ class Port:
         """torch's arrays with those of tied names."""
         return {**arrays, **{a: arrays[name] for a, name in self.untied.items() if name in arrays}}
 
+    def tied(self, name: str) -> str:
+        """torch's name for an array, of two that torch ties the first."""
+        return self.untied.get(name, name)
+
     def to_ours(self, arrays: Mapping[str, np.ndarray], like: Tree) -> Tree:
         """A tree as `like`, of torch's arrays."""
         return layout.to_flax(self.mapping, self.torchs(arrays), like)
