@@ -202,9 +202,7 @@ FAULTS = (
     Fault(
         "no bias correction", "lstm", ("update",), FIRST, change=changes.optimizer(changes.uncorrected), flavour="nnx"
     ),
-    Fault(
-        "Muon without Nesterov", "muon", ("update",), ("fc",), 1, knobs=sgd(nesterov=False), flavour="nnx"
-    ),  # by its options
+    Fault("Muon without Nesterov", "muon", ("update",), ("fc",), knobs=sgd(nesterov=False), flavour="nnx"),
     Fault("clipped one by one", "lstm", ("update",), FIRST, change=changes.optimizer(changes.clipped_each)),
     Fault("decay not scheduled", "gpt", ("update",), FIRST, change=changes.steady_decay, flavour="nnx"),
     Fault("two layers swapped", "gpt", ("start",), ("blocks.0.up", "blocks.1.up"), 0, change=changes.swapped),
