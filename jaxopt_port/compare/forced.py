@@ -227,9 +227,8 @@ class Check:
         """The update with what torch's optimizer saw, and the statistics."""
         ours, rows, state_after = self.stepped(self.torch_grads, state)
         if self.clipped and any(row.off for row in rows):  # to clip once more what is clipped moves it a little
-            clipping, itself, _ = self.stepped(self.raw, state)
-            if not any(row.off for row in itself):
-                ours, rows = clipping, itself
+            _, unclipped, _ = self.stepped(self.raw, state)
+            rows = rows if any(row.off for row in unclipped) else unclipped
         self.found.after, off = ours, [row for row in rows if row.off]
         self.found.rows += rows
         after, trained = self.step.frame.arrays("after/"), [row for row in off if row.name in self.torch_grads]

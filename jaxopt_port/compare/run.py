@@ -167,9 +167,7 @@ class Run:
         off = [each for each in found if each[0] == "gradient"]
         _, name, apart, allowed = max(off or steps, key=lambda each: each[2])
         names = [n for n in self.port.names if self.port.tied(n) in grads]
-        uniform = blame.factor(
-            [self.ours.grads[n] for n in names], [grads[self.port.tied(n)] for n in names], {}
-        )
+        uniform = blame.factor([self.ours.grads[n] for n in names], [grads[self.port.tied(n)] for n in names], {})
         if off and not uniform:
             what = (
                 f"the gradient of {name} in step {step.number} of the port's own run is {number(apart)} of torch's off"

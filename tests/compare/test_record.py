@@ -293,7 +293,7 @@ def test_errors(tmp_path: Path) -> None:
         recorder.record({}, optimizer, tmp_path / "run")
     with pytest.raises(TypeError, match=r"optimizer must be a torch.optim.Optimizer, or a list, not a NoneType"):
         recorder.record(model, None, tmp_path / "run")
-    with pytest.raises(RuntimeError, match="r.batch belongs into the block"):
+    with pytest.raises(RuntimeError, match=r"r\.batch belongs into the block"):
         recorder.record(model, optimizer, tmp_path / "run").batch(x=torch.zeros(1, 2))
     with recorder.record(model, optimizer, tmp_path / "run") as r:
         r.batch(x=torch.zeros(1, 2))
