@@ -278,10 +278,8 @@ class Check:
         """The row of a parameter's update, in parts of the step that torch took."""
         yard = max(itself, noise.torch_from_itself(self.step, "after").get(name, 0.0) * norm(torch))
         scale = norm(np.asarray(torch, np.float64) - old)
-        floor = blame.floor(self.port, name) * scale + 2 * noise.EPS.get(torch.dtype.name, noise.EPS["float32"]) * norm(
-            torch
-        )
-        allowed, unit = floor + self.times * yard, scale or 1.0
+        rounding = 2 * noise.EPS.get(torch.dtype.name, noise.EPS["float32"]) * norm(torch)
+        allowed, unit = blame.floor(self.port, name) * scale + rounding + self.times * yard, scale or 1.0
         return Row("update", name, distance(ours, torch) / unit, yard / unit, allowed / unit)
 
     def clip(self, state: Any, after_seen: Any) -> None:

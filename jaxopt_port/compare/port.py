@@ -276,7 +276,13 @@ class Port:
     def _hyper(self, inner: Any, own: Any, params: Tree) -> dict[str, dict[str, Any]] | None:
         if isinstance(inner, Several):
             parts = [self._hyper(each, one, params) for each, one in zip(inner.optimizers, own, strict=True)]
-            return {name: found for part in parts for name, found in (part or {}).items()}
+            theirs = [{name for group in each["groups"] for name in group["names"]} for each in self.trace.optimizers]
+            return {
+                name: found
+                for part, names in zip(parts, theirs, strict=False)
+                for name, found in (part or {}).items()
+                if name in names
+            }
         if isinstance(inner, Scheduled):
             inner, own = inner.optimizer, own["optimizer"]
         try:

@@ -102,17 +102,13 @@ class Recorder:
 
     def __init__(self, model: Any, optimizer: Any, path: Path, full: Iterable[int], layers: bool):
         if not hasattr(model, "named_parameters"):
-            raise TypeError(
-                f"model must be a torch.nn.Module, not {type(model).__name__}: record(model, optimizer, path)"
-            )
+            raise TypeError(f"model must be a torch.nn.Module, not a {type(model).__name__}")
         self.torch = sys.modules["torch"]
         self.model = getattr(model, "_orig_mod", model)
         self.optimizers = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
         for each in self.optimizers:
             if not hasattr(each, "register_step_post_hook"):
-                raise TypeError(
-                    f"optimizer must be a torch.optim.Optimizer or a list of them, not {type(each).__name__}"
-                )
+                raise TypeError(f"optimizer must be a torch.optim.Optimizer, or a list, not a {type(each).__name__}")
         self.path, self.full, self.layers = path, set(full), layers
         wrong = [step for step in self.full if step < 1]
         if wrong:
