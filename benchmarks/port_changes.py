@@ -138,9 +138,9 @@ def uncorrected(_: Any) -> Any:
     def init(params: Any) -> Any:
         return optax.tree.zeros_like(params), optax.tree.zeros_like(params)
 
-    def update(grads: Any, moments: Any, _: Any = None) -> Any:
-        first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, moments[0], grads)
-        second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, moments[1], grads)
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, state[0], updates)
+        second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, state[1], updates)
         return jax.tree.map(lambda m, v: -1e-2 * m / (v**0.5 + 1e-8), first, second), (first, second)
 
     adam = optax.GradientTransformation(init, update)
