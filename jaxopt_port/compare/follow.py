@@ -221,6 +221,7 @@ class _Following:
         first_step, hyper = self.trace.steps[0], self.port.hyper(state, trainable) or {}
         for name in self.port.names:
             differ = blame.differing(self.port, first_step, hyper.get(name, {}), name)
+            differ = {key: pair for key, pair in differ.items() if all(map(_is_number, pair))}
             kind = blame.kind(self.port, name)
             if differ and kind in noise.INEXACT:
                 what = f"{kind} steps {name} with other options than torch's"
@@ -323,6 +324,11 @@ def _moved(name: str, ours: np.ndarray, torchs: Arrays) -> str:
     if np.isfinite(ours).all() and _equal(ours / (norm(ours) or 1), torch / (norm(torch) or 1)):
         return f"it is torch's times {number(norm(ours) / norm(torch))}"
     return "it is not torch's: layout.to_flax moves torch's weights"
+
+
+def _is_number(x: Any) -> bool:
+    """Or some: a word such as `adjust_lr_fn` may be another for the same, and shows in every step."""
+    return isinstance(x, int | float | list | tuple)
 
 
 def _equal(a: np.ndarray, b: np.ndarray) -> bool:
