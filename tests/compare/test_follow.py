@@ -321,7 +321,7 @@ def given(**others: Any) -> dict[str, Any]:
 
 
 MISTAKES = {
-    "names": ({"loss_fn": lambda params, images, labels: 0.0}, TypeError, r"takes neither \(params, x, y\), as r.batch named"),
+    "names": ({"loss_fn": lambda params, images, labels: 0.0}, TypeError, r"takes neither \(params, x, y\), as"),
     "no function": ({"loss_fn": 3.0}, TypeError, "loss_fn must be a function"),
     "factory": ({"optimizer": optim.sgd}, TypeError, "made by a factory of this library .* this is a function"),
     "a loss an example": ({"loss_fn": lambda params, x, y: x.sum(1)}, ValueError, r"array of shape \(3,\), and is to"),
