@@ -13,7 +13,7 @@ from tests.compare import ports
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faithful_ports", description=__doc__)
     parser.add_argument("--runs", nargs="+", default=list(ports.MODELS))
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--steps", type=int, default=ports.STEPS)
     parser.add_argument("--no-redo", action="store_true", help="without torch's own reruns")
     arguments = parser.parse_args()
@@ -21,7 +21,7 @@ def main() -> int:
 
     alarms = count = 0
     with tempfile.TemporaryDirectory() as folder:
-        for seed in range(arguments.seeds):
+        for seed in arguments.seeds:
             for run in arguments.runs:
                 path = Path(folder) / f"{run}.trace"
                 torch_side.record_run(run, path, seed, arguments.steps, redo=not arguments.no_redo)

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from train import data
 from train.checks import total_steps
-from train.compare.lockstep import make_task
 from train.compare.torch_run import Run
 from train.config import Config
 from train.data import Data
@@ -34,7 +33,7 @@ def ours(config: Config, examples: Data) -> Iterator[Epoch]:
 
 
 def torchs(config: Config, examples: Data) -> Iterator[Epoch]:
-    run = Run(make_task("run", config, {}), examples.train, examples.test)
+    run = Run(config, examples.train, examples.test)
     for number, batches in run.epochs():
         for batch in batches:
             run.step(batch)

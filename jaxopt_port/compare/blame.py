@@ -133,7 +133,7 @@ def floor(port: Port, name: str) -> float:
 
 def options(port: Port, step: Step, name: str) -> dict[str, Any]:
     """torch's options of a parameter at a step."""
-    name = port.untied.get(name, name)
+    name = port.tied(name)
     for each, hyper in zip(port.trace.optimizers, step.hyper, strict=True):
         for group, found in zip(each["groups"], hyper, strict=False):
             if name in group["names"]:
@@ -144,6 +144,17 @@ def options(port: Port, step: Step, name: str) -> dict[str, Any]:
 def rates(port: Port, name: str) -> list[float]:
     """torch's learning rate of a parameter at every step."""
     return [options(port, step, name).get("lr", 0.0) for step in port.trace.steps]
+
+
+def differing(port: Port, step: Step, mine: Mapping[str, Any], name: str) -> dict[str, tuple[Any, Any]]:
+    """The options of a parameter that are ours and torch's, and differ."""
+    theirs = options(port, step, name)
+    shared = [key for key in theirs if key in mine and key not in HINTS]
+    return {key: (mine[key], theirs[key]) for key in shared if not _same(mine[key], theirs[key])}
+
+
+def told(differ: Mapping[str, tuple[Any, Any]]) -> str:
+    return ", ".join(f"{key} is {_said(a)}, torch's {_said(b)}" for key, (a, b) in differ.items())
 
 
 def update(port: Port, step: Step, state: Tree, trainable: Tree, name: str, moved: Moved) -> tuple[str, str]:
@@ -159,23 +170,20 @@ def update(port: Port, step: Step, state: Tree, trainable: Tree, name: str, move
     """
     theirs, schedule = options(port, step, name), rates(port, name)
     scheduled = len(set(schedule)) > 1
-    hyper = port.hyper(state, trainable)
-    mine = (hyper or {}).get(name, {})
-    differ = {
-        key: (mine[key], value)
-        for key, value in theirs.items()
-        if key in mine and key not in HINTS and not _same(mine[key], value)
-    }
+    differ = differing(port, step, (port.hyper(state, trainable) or {}).get(name, {}), name)
     if differ:
-        said = ", ".join(f"{key} is {_said(a)}, torch's {_said(b)}" for key, (a, b) in differ.items())
         if "lr" in differ and scheduled:
-            return f"{said}{_shift(schedule, step.number, differ['lr'][0])}", "schedule"
-        return said, "update"
+            return f"{told(differ)}{_shift(schedule, step.number, differ['lr'][0])}", "schedule"
+        return told(differ), "update"
     ours = np.concatenate([a.ravel() for a, _, _ in moved.values()]).astype(np.float64)
     torchs = np.concatenate([b.ravel() for _, b, _ in moved.values()]).astype(np.float64)
+    group = {n for n in port.names if options(port, step, n) is theirs} & set(step.frame.header["grad"])
+    off = group & moved.keys()
+    if not ours.any() and off != group:
+        return "the port leaves it as it is: it is frozen there, or in no optimizer", "update"
     c = float(ours @ torchs / (torchs @ torchs)) if torchs.any() else float("inf")
     rest = np.linalg.norm(ours - c * torchs) / (np.linalg.norm(ours) + 1e-300) if np.isfinite(c) else 0.0
-    if scheduled and rest < UNIFORM:
+    if scheduled and rest < UNIFORM and 2 * len(off) > len(group):
         rate = c * theirs.get("lr", 0.0)
         text = f"its rate is {number(rate) if np.isfinite(rate) else 'not 0'}, torch's {number(theirs.get('lr', 0.0))}"
         return text + (_shift(schedule, step.number, rate) if np.isfinite(rate) else ""), "schedule"
@@ -199,9 +207,9 @@ def _decay(moved: Moved, name: str, theirs: dict[str, Any]) -> str:
 
 
 def _shift(schedule: list[float], step: int, rate: float) -> str:
-    """At which other step torch has this rate."""
-    near = sorted(range(len(schedule)), key=lambda i: abs(i + 1 - step))
-    at = next((i + 1 for i in near if abs(schedule[i] - rate) <= 1e-3 * abs(rate) and i + 1 != step), None)
+    """At which other step torch has this rate, if it is one that torch's own at the step is far from."""
+    near, gap = sorted(range(len(schedule)), key=lambda i: abs(i + 1 - step)), abs(schedule[step - 1] - rate)
+    at = next((i + 1 for i in near if abs(schedule[i] - rate) <= 0.05 * gap and i + 1 != step), None)
     return "" if at is None or not 0 < abs(at - step) < 100 else f": torch's at step {at}, {abs(at - step)} off"
 
 

@@ -9,15 +9,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxopt_port.compare import blame, noise
 from jaxopt_port.compare import layers as layers_
-from jaxopt_port.compare import noise
 from jaxopt_port.compare.findings import Finding, first, number
 from jaxopt_port.compare.forced import Check, Forced
 from jaxopt_port.compare.noise import distance, norm
 from jaxopt_port.compare.port import Port, split
 from jaxopt_port.compare.run import Point, Run
 from jaxopt_port.compare.sampled import Samples
-from jaxopt_port.compare.trace import Trace, read
+from jaxopt_port.compare.trace import Arrays, Trace, read
 
 Tree = Any
 
@@ -109,12 +109,22 @@ def follow(
       What was found.
 
     Raises:
+      FileNotFoundError: no file.
       TraceError: no trace.
-      ValueError: a trace without steps; parameters that `layout.infer` cannot tell apart.
+      TypeError: no loss function or optimizer, or a loss function that does not take the batch.
+      ValueError: a trace without steps, batches or losses; parameters that `layout.infer` cannot tell apart; a loss
+        that is no number.
     """
     trace = read(path)
     if not trace.steps:
         raise ValueError(f"{path} has no step: the run was killed in its first, or the optimizer never stepped")
+    for step in trace.steps:
+        if not step.frame.names("batch/"):
+            raise ValueError(
+                f"step {step.number} of {path} has no batch: call r.batch(x=..., y=...) before the forward pass"
+            )
+        if not step.losses:
+            raise ValueError(f"step {step.number} of {path} has no loss: call r.loss(loss) before backward")
     try:
         port = Port(trace, loss_fn, params, optimizer, mapping)
     except ValueError as error:
@@ -160,16 +170,25 @@ class _Following:
         self.data()
         trace, port = self.trace, self.port
         trainable, rest = split(port.to_ours(trace.model, port.like))
-        samples = None if port.closures else Samples(port, port.init(trainable))
+        state = port.init(trainable)
+        samples = None if port.closures else Samples(port, state)
         run = Run(port, trainable, rest)
         for step in trace.steps:
+            if not np.isfinite(step.losses).all():
+                self.notes.append(
+                    f"torch's loss is not finite in step {step.number}: from there on nothing is compared"
+                )
+                break
             forced = self.forced(step, run) if step.full else None
             if samples is not None:
                 self.add(samples.step(step, trainable, forced.after or None if forced else None))
             off = run.step(step)
             if not self.random and first(self.findings) is None:
                 self.add(off)
-        return Followed(not self.findings, self.verdict(), self.findings, trace, self.full, run.points, self.notes)
+        if not self.findings:
+            self.options(state, trainable)
+        verdict = self.verdict(len(run.points))
+        return Followed(not self.findings, verdict, self.findings, trace, self.full, run.points, self.notes)
 
     def add(self, found: Finding | None) -> None:
         if found is not None and not any(each.step <= found.step for each in self.findings if each.step):
@@ -191,9 +210,26 @@ class _Following:
                         apart,
                         SAME,
                         f"{name} is {number(apart)} of torch's off",
-                        _moved(mine, theirs[name]),
+                        _moved(name, mine, theirs),
                     )
                 )
+                return
+
+    def options(self, state: Tree, trainable: Tree) -> None:
+        """Options that are not torch's, of which the steps show nothing: a fault where an optimizer rounds too coarsely
+        to show it, otherwise to be said."""
+        first_step, hyper = self.trace.steps[0], self.port.hyper(state, trainable) or {}
+        for name in self.port.names:
+            differ = blame.differing(self.port, first_step, hyper.get(name, {}), name)
+            differ = {key: pair for key, pair in differ.items() if all(map(_is_number, pair))}
+            kind = blame.kind(self.port, name)
+            if differ and kind in noise.INEXACT:
+                what = f"{kind} steps {name} with other options than torch's"
+                finding = Finding(first_step.number, "update", name, float("inf"), 0.0, what, blame.told(differ))
+                self.findings.append(finding)
+                return
+            if differ:
+                self.notes.append(f"the options of {name} are not torch's: {blame.told(differ)}")
                 return
 
     def data(self) -> None:
@@ -230,15 +266,16 @@ class _Following:
         self.full.append(check.found)
         return check.found
 
-    def verdict(self) -> str:
+    def verdict(self, steps: int) -> str:
         blamed = first(self.findings)
         if blamed is None:
             rows = [row for full in self.full for row in full.rows if row.allowed and row.quantity != "input"]
             last = max((row.apart / row.allowed for row in rows), default=0.0)
             random = f" Loss and gradient were not judged: {self.random} draws at random." if self.random else ""
+            whole = "all " if steps == len(self.trace.steps) else ""
             return (
-                f"The port follows torch through all {len(self.trace.steps):,} steps: nothing is further off than "
-                f"rounding makes it (at most {number(last)} of what is allowed).{random}"
+                f"The port follows torch through {whole}{steps:,} steps: nothing is "
+                f"further off than rounding makes it (at most {number(last)} of what is allowed).{random}"
             )
         where = "At the start" if not blamed.step else f"At step {blamed.step:,}"
         return f"{where} the two part, in the {blamed.stage}: {blamed.sentence}"
@@ -274,8 +311,12 @@ def _notes(trace: Trace, kind: str, random: str) -> list[str]:
     return notes
 
 
-def _moved(ours: np.ndarray, torch: np.ndarray) -> str:
+def _moved(name: str, ours: np.ndarray, torchs: Arrays) -> str:
     """What was done to a weight."""
+    torch = torchs[name]
+    other = next((n for n, x in torchs.items() if n != name and x.any() and _equal(ours, x)), None)
+    if other:
+        return f"it is torch's {other}"
     if ours.ndim == 2 and ours.shape[0] == ours.shape[1] and _equal(ours.T, torch):
         return "it is torch's, transposed"
     if _equal(np.sort(ours.ravel()), np.sort(torch.ravel())):
@@ -283,6 +324,11 @@ def _moved(ours: np.ndarray, torch: np.ndarray) -> str:
     if np.isfinite(ours).all() and _equal(ours / (norm(ours) or 1), torch / (norm(torch) or 1)):
         return f"it is torch's times {number(norm(ours) / norm(torch))}"
     return "it is not torch's: layout.to_flax moves torch's weights"
+
+
+def _is_number(x: Any) -> bool:
+    """Or some: a word such as `adjust_lr_fn` may be another for the same, and shows in every step."""
+    return isinstance(x, int | float | list | tuple)
 
 
 def _equal(a: np.ndarray, b: np.ndarray) -> bool:

@@ -15,6 +15,8 @@ from jaxopt_port.compare.trace import Arrays, Step
 
 Tree = Any
 
+CLIPPED = 1e-3  # of the optimizer's state: from clipped and unclipped gradients it is so far apart at most
+
 
 @dataclass
 class Row:
@@ -76,6 +78,10 @@ class Check:
         self.clipped = any(distance(x, self.torch_grads[name]) > 1e-6 * norm(x) + 1e-30 for name, x in self.raw.items())
         self._draws: list[tuple[list[float], Arrays, Arrays]] = []
 
+    def off(self, stage: str, name: str | None, row: Row, what: str, why: str = "", layer: str | None = None) -> None:
+        """Something is off."""
+        self.found.findings.append(Finding(self.step.number, stage, name, row.apart, row.allowed, what, why, layer))
+
     def row(self, quantity: str, name: str, ours: Any, torch: Any, floor: float, yard: float) -> Row:
         """A tensor; `floor` and `yard` are absolute."""
         scale = norm(np.asarray(torch)) or 1.0
@@ -109,9 +115,7 @@ class Check:
 
     def forward(self, paired: dict[str, str]) -> None:
         """The losses, and every layer from torch's own input."""
-        off = self.layers(paired)
-        if off is not None:
-            self.found.findings.append(off)
+        if self.layers(paired):
             return
         mine, theirs = self.losses, self.step.losses
         mine, theirs = (mine[:1], theirs[:1]) if len(mine) == 1 else (mine, theirs)
@@ -123,35 +127,29 @@ class Check:
             yard = self.itself("loss", str(i), np.asarray(torch), draws, np.asarray(ours))
             row = self.row("loss", f"batch {i}", ours, torch, noise.LOSS * self.coarse * abs(torch), yard)
             if row.off:
-                self.found.findings.append(
-                    Finding(
-                        self.step.number,
-                        "loss",
-                        None,
-                        row.apart,
-                        row.allowed,
-                        f"the loss of step {self.step.number} is {ours:.7g}, torch's {torch:.7g}, from the same "
-                        "parameters and batch",
-                        blame.factor([np.asarray(ours)], [np.asarray(torch)], as_jax(self.step.batches()[0])),
-                    )
+                what = (
+                    f"the loss of step {self.step.number} is {ours:.7g}, torch's {torch:.7g}, from the same parameters "
+                    "and batch"
                 )
+                why = blame.factor([np.asarray(ours)], [np.asarray(torch)], self.step.batches()[0])
+                self.off("loss", None, row, what, why)
                 return
 
-    def layers(self, paired: dict[str, str]) -> Finding | None:
-        """Every layer from torch's own input to those before it; the first that is off."""
+    def layers(self, paired: dict[str, str]) -> bool:
+        """Every layer from torch's own input to those before it: whether one is off."""
         outputs, inputs = self.step.frame.arrays("output/"), self.step.frame.arrays("input/")
         made_by = self.step.frame.header["inputs"]
         inputs |= {name: outputs[maker] for name, maker in made_by.items() if maker in outputs}
         if not outputs or not self.step.batches():
-            return None
+            return False
         arguments = (self.trainable, self.rest, as_jax(self.step.batches()[0]))
         bent = {name: np.asarray(x) for name, x in noise.nudged(dict(outputs), 0, 1.0).items()}
         try:
             found, again = called(self.port.loss, arguments, paired, (outputs, bent), inputs)
         except (jax.errors.JAXTypeError, jax.errors.UnexpectedTracerError, ValueError, TypeError) as error:
             self.found.notes.append(f"the layers could not be looked at: {str(error).splitlines()[0]}")
-            return None
-        theirs, off = noise.torch_from_itself(self.step, "output"), None
+            return False
+        theirs, off = noise.torch_from_itself(self.step, "output"), False
         for name, layer in found.items():
             rows = []
             for quantity in ("input", "output"):
@@ -160,12 +158,13 @@ class Check:
                     yard = max(theirs.get(name, 0.0) * norm(pair[1]), distance(pair[0], nudged[0]))
                     floor = noise.OUTPUT * self.coarse * norm(pair[1])
                     rows.append(self.row(quantity, name, pair[0], pair[1], floor, yard))
-            if off is None and rows[-1].off:
+            if not off and rows[-1].off:
                 maker = made_by.get(name) if rows[0].off and len(rows) > 1 else None
-                off = self.layer_off(name, layer, rows[0] if rows[0].off else rows[-1], maker)
+                self.layer_off(name, layer, rows[0] if rows[0].off else rows[-1], maker)
+                off = True
         return off
 
-    def layer_off(self, name: str, layer: Layer, row: Row, maker: str | None) -> Finding:
+    def layer_off(self, name: str, layer: Layer, row: Row, maker: str | None) -> None:
         """A layer is off, or what is before it: in torch the module `maker`, where it is one."""
         named = maker or name.partition("#")[0]
         own = [each["name"] for each in self.port.trace.parameters if each["name"].rpartition(".")[0] == named]
@@ -177,8 +176,7 @@ class Check:
         else:
             where = f"in the code before {name} ({layer.kind}): its input"
         what = f"the forward pass of step {self.step.number} parts {where} is {number(row.apart)} of torch's off"
-        parameter = own[0] if own else None
-        return Finding(self.step.number, "loss", parameter, row.apart, row.allowed, what, layer=named)
+        self.off("loss", own[0] if own else None, row, what, layer=named)
 
     def gradient(self) -> None:
         if self.port.closures or not self.raw:
@@ -207,23 +205,15 @@ class Check:
             return
         later = names.index(off[-1][0]) == len(names) - 1
         name, row = max(off, key=lambda each: each[1].apart) if later or uniform else off[-1]
-        self.found.findings.append(
-            Finding(
-                self.step.number,
-                "gradient",
-                name,
-                row.apart,
-                row.allowed,
-                f"the gradient of {name} in step {self.step.number} is {number(row.apart)} of torch's off, from the "
-                f"same parameters and batch ({len(off)} of {len(names)} parameters are off)",
-                uniform or self.untied(name),
-            )
+        what = (
+            f"the gradient of {name} in step {self.step.number} is {number(row.apart)} of torch's off, from the same "
+            f"parameters and batch ({len(off)} of {len(names)} parameters are off)"
         )
+        self.off("gradient", name, row, what, uniform or self.untied(name))
 
     def untied(self, name: str) -> str:
-        pairs = {*self.port.untied, *self.port.untied.values()}
         alias = next((a for a, own in self.port.untied.items() if name in (a, own)), None)
-        return f"torch ties {alias} to {self.port.untied[alias]}, the port has two" if name in pairs and alias else ""
+        return f"torch ties {alias} to {self.port.untied[alias]}, the port has two" if alias else ""
 
     def tie(self, names: list[str]) -> bool:
         """Whether the gradients are as far from themselves, where the parameters are a few more eps off."""
@@ -233,111 +223,84 @@ class Check:
             for name in names
         )
 
-    def update(self, state: Any) -> Any:
-        """The update with what torch's optimizer saw, and the statistics. Returns the state after it."""
-        fed = {**self.grads, **self.torch_grads}
-        grads = self.port.to_ours({name: fed[name] for name in self.port.names if name in fed}, self.trainable)
-        after = self.step.frame.arrays("after/")
-        if self.port.closures:
-            new, new_state = self.port.own_step([], self.rest, state, self.trainable, self.step)
-        else:
-            new, new_state = self.port.stepped(grads, state, self.trainable, len(self.step.batches()))
-        ours, off = self.port.to_torch(new), []
-        self.found.after = ours
-        itself = self.inexact(grads, state, ours)
-        for name in self.port.names:
-            name_in_torch = self.port.untied.get(name, name)
-            torch, old = after[name_in_torch], self.before[name_in_torch]
-            row = self.updated(name, ours[name], torch, old, itself.get(name, 0.0))
-            if row.off:
-                off.append((name, row))
-        trained = [(name, row) for name, row in off if name in self.torch_grads]
+    def update(self, state: Any) -> None:
+        """The update with what torch's optimizer saw, and the statistics."""
+        ours, rows, state_after = self.stepped(self.torch_grads, state)
+        if self.clipped and any(row.off for row in rows):  # to clip once more what is clipped moves it a little
+            _, unclipped, _ = self.stepped(self.raw, state)
+            rows = rows if any(row.off for row in unclipped) else unclipped
+        self.found.after, off = ours, [row for row in rows if row.off]
+        self.found.rows += rows
+        after, trained = self.step.frame.arrays("after/"), [row for row in off if row.name in self.torch_grads]
         if trained:
-            name, row = trained[0]
-            moved = {n: (ours[n] - self.before[n], after[n] - self.before[n], self.before[n]) for n, _ in trained}
-            why, stage = blame.update(self.port, self.step, state, self.trainable, name, moved)
-            self.found.findings.append(
-                Finding(
-                    self.step.number,
-                    stage,
-                    name,
-                    row.apart,
-                    row.allowed,
-                    f"the update of {name} in step {self.step.number} is {number(row.apart)} of torch's step off, with "
-                    f"torch's own gradient and state ({len(trained)} of {len(self.torch_grads)} parameters are off)",
-                    why,
-                )
+            row, names = trained[0], [row.name for row in trained]
+            moved = {n: (ours[n] - self.before[n], after[n] - self.before[n], self.before[n]) for n in names}
+            why, stage = blame.update(self.port, self.step, state, self.trainable, row.name, moved)
+            what = (
+                f"the update of {row.name} in step {self.step.number} is {number(row.apart)} of torch's step off, with "
+                f"torch's own gradient and state ({len(trained)} of {len(self.torch_grads)} parameters are off)"
             )
+            self.off(stage, row.name, row, what, why)
         elif off:
-            name, row = off[0]
-            self.found.findings.append(
-                Finding(
-                    self.step.number,
-                    "update",
-                    name,
-                    row.apart,
-                    row.allowed,
-                    f"torch does not train {name}, the port does, in step {self.step.number}",
-                    "its gradient is None in torch: put it in a group with frozen=True",
-                )
-            )
+            what = f"torch does not train {off[0].name}, the port does, in step {self.step.number}"
+            why = "its gradient is None in torch: put it in a group with frozen=True"
+            self.off("update", off[0].name, off[0], what, why)
         elif self.clipped:
-            self.clip(state, new_state)
+            self.clip(state, state_after)
         self.running()
-        return new_state
 
-    def inexact(self, grads: Tree, state: Any, ours: Arrays) -> dict[str, float]:
-        """How far our step is from itself with another rounding inside, of the optimizers that round coarsely."""
-        kinds = {each["kind"] for each in self.port.trace.optimizers} & noise.INEXACT.keys()
-        found: dict[str, float] = {}
-        for kind in kinds:
-            bent = noise.nudged(grads, 0, noise.INEXACT[kind][0] / 2.0**-23)
-            again = self.port.to_torch(self.port.stepped(bent, state, self.trainable, len(self.step.batches()))[0])
-            found |= {
-                name: distance(again[name], ours[name])
-                for name in self.port.names
-                if blame.kind(self.port, name) == kind
-            }
-        return found
+    def stepped(self, given: Arrays, state: Any) -> tuple[Arrays, list[Row], Any]:
+        """A step of ours with a gradient of torch's: the parameters, how far off each is, and the state after it."""
+        port, count = self.port, len(self.step.batches())
+        fed = {**self.grads, **given}
+        grads = port.to_ours({name: fed[name] for name in port.names if name in fed}, self.trainable)
+        after, itself = self.step.frame.arrays("after/"), dict[str, float]()
+        if port.closures:  # which take many steps in one, and part in them
+            starts = [self.trainable, *(noise.nudged(self.trainable, i, noise.NUDGE) for i in range(noise.DRAWS))]
+            steps = [port.own_step([], self.rest, state, start, self.step) for start in starts]
+            new, state_after = steps[0]
+            ours, *others = (port.to_torch(params) for params, _ in steps)
+            itself = {n: max(distance(other[n], ours[n]) for other in others) for n in port.names}
+        else:
+            new, state_after = port.stepped(grads, state, self.trainable, count)
+            ours = port.to_torch(new)
+        for kind in {each["kind"] for each in port.trace.optimizers} & noise.INEXACT.keys():
+            bent = noise.nudged(grads, 0, noise.INEXACT[kind][0] / noise.EPS["float32"])  # another rounding inside
+            again = port.to_torch(port.stepped(bent, state, self.trainable, count)[0])
+            itself |= {n: distance(again[n], ours[n]) for n in port.names if blame.kind(port, n) == kind}
+        rows = []
+        for name in port.names:
+            own = port.tied(name)
+            rows.append(self.updated(name, ours[name], after[own], self.before[own], itself.get(name, 0.0)))
+        return ours, rows, state_after
 
     def updated(self, name: str, ours: np.ndarray, torch: np.ndarray, old: np.ndarray, itself: float) -> Row:
         """The row of a parameter's update, in parts of the step that torch took."""
         yard = max(itself, noise.torch_from_itself(self.step, "after").get(name, 0.0) * norm(torch))
         scale = norm(np.asarray(torch, np.float64) - old)
-        floor = blame.floor(self.port, name) * scale + 2 * noise.EPS["float32"] * self.coarse_of(torch) * norm(torch)
-        allowed, unit = floor + self.times * yard, scale or 1.0
-        row = Row("update", name, distance(ours, torch) / unit, yard / unit, allowed / unit)
-        self.found.rows.append(row)
-        return row
-
-    def coarse_of(self, x: np.ndarray) -> float:
-        return noise.EPS.get(x.dtype.name, noise.EPS["float32"]) / noise.EPS["float32"]
+        rounding = 2 * noise.EPS.get(torch.dtype.name, noise.EPS["float32"]) * norm(torch)
+        allowed, unit = blame.floor(self.port, name) * scale + rounding + self.times * yard, scale or 1.0
+        return Row("update", name, distance(ours, torch) / unit, yard / unit, allowed / unit)
 
     def clip(self, state: Any, after_seen: Any) -> None:
         """The step once more from the gradient before torch clipped it: an optimizer that clips gets to the same."""
-        fed = {**self.grads, **self.raw}
-        grads = self.port.to_ours({name: fed[name] for name in self.port.names}, self.trainable)
-        _, after_raw = self.port.stepped(grads, state, self.trainable, len(self.step.batches()))
+        *_, after_raw = self.stepped(self.raw, state)
         pairs = [
             (np.asarray(a), np.asarray(b))
             for a, b in zip(jax.tree.leaves(after_raw), jax.tree.leaves(after_seen), strict=True)
             if np.ndim(a) and np.issubdtype(np.asarray(a).dtype, np.inexact)
         ]
         apart = max((distance(a, b) / (norm(b) or 1.0) for a, b in pairs), default=0.0)
-        if apart > 1e-3:
-            self.found.findings.append(
-                Finding(
-                    self.step.number,
-                    "update",
-                    self.port.names[0],
-                    apart,
-                    1e-3,
-                    f"torch clips the gradient of step {self.step.number} from a norm of {number(total(self.raw))} to "
-                    f"{number(total(self.torch_grads))}, and the port's optimizer does not clip it so",
-                    "the clipping is left out, or to another norm; it belongs into the optimizer given here: "
-                    "optax.chain(optax.clip_by_global_norm(...), optimizer)",
-                )
+        if apart > CLIPPED:
+            what = (
+                f"torch clips the gradient of step {self.step.number} from a norm of {number(total(self.raw))} to "
+                f"{number(total(self.torch_grads))}, and the port's optimizer does not clip it so"
             )
+            why = (
+                "the clipping is left out, or to another norm; it belongs into the optimizer given here: "
+                "optax.chain(optax.clip_by_global_norm(...), optimizer)"
+            )
+            self.off("update", self.port.names[0], Row("clip", "", apart, 0.0, CLIPPED), what, why)
 
     def running(self) -> None:
         """BatchNorm's statistics after the step."""
@@ -347,15 +310,6 @@ class Check:
             yard = self.itself("buffer", name, after[name], draws, mine)
             row = self.row("statistic", name, mine, after[name], noise.GRADIENT * self.coarse * norm(after[name]), yard)
             if row.off and not any(each.layer for each in self.found.findings):
-                self.found.findings.append(
-                    Finding(
-                        self.step.number,
-                        "update",
-                        name,
-                        row.apart,
-                        row.allowed,
-                        f"the statistic {name} after step {self.step.number} is {number(row.apart)} of torch's off",
-                        blame.statistic(mine, after[name], self.before[name]),
-                        layer=name.rpartition(".")[0],
-                    )
-                )
+                what = f"the statistic {name} after step {self.step.number} is {number(row.apart)} of torch's off"
+                why = blame.statistic(mine, after[name], self.before[name])
+                self.off("update", name, row, what, why, layer=name.rpartition(".")[0])

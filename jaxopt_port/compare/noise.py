@@ -90,7 +90,8 @@ def torch_from_itself(step: Step, quantity: str) -> dict[str, float]:
 def distance(a: np.ndarray, b: np.ndarray) -> float:
     """The L2 norm of a - b, in float64; infinite where it is none."""
     wide = np.complex128 if np.iscomplexobj(a) or np.iscomplexobj(b) else np.float64
-    found = float(np.linalg.norm((np.asarray(a, wide) - np.asarray(b, wide)).ravel()))
+    with np.errstate(invalid="ignore"):  # of two infinities
+        found = float(np.linalg.norm((np.asarray(a, wide) - np.asarray(b, wide)).ravel()))
     return found if np.isfinite(found) else float("inf")
 
 

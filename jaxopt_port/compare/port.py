@@ -1,7 +1,7 @@
 """The user's side of a comparison: what is trained, its loss and its optimizer; everything by torch's names."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ class Scheduled:
       optimizer: of this library.
       scheduler: of `jaxopt_port.lr_scheduler`.
       every: the scheduler steps once for so many steps of the optimizer: 1, or the steps of an epoch.
+      metrics: what `reduce_lr_on_plateau` gets each time, torch's own.
 
     Example:
       >>> import jax.numpy as jnp, jaxopt_port as optim
@@ -37,8 +38,8 @@ class Scheduled:
       Array([-0.5], dtype=float32)
     """
 
-    def __init__(self, optimizer: Any, scheduler: Any, every: int = 1):
-        self.optimizer, self.scheduler, self.every = optimizer, scheduler, every
+    def __init__(self, optimizer: Any, scheduler: Any, every: int = 1, metrics: Sequence[float] = ()):
+        self.optimizer, self.scheduler, self.every, self.metrics = optimizer, scheduler, every, metrics
         self._step = step_of(optimizer)
 
     def init(self, params: Tree) -> dict[str, Any]:
@@ -47,10 +48,20 @@ class Scheduled:
 
     def step(self, grads: Tree, state: dict[str, Any], params: Tree) -> tuple[Tree, dict[str, Any]]:
         params, inner = self._step(grads, state["optimizer"], params)
+        return params, self._scheduled(state, inner)
+
+    def step_closure(self, closure: Any, state: dict[str, Any], params: Tree, *args: Any) -> tuple[Any, Tree, Any]:
+        loss, params, inner = self.optimizer.step_closure(closure, state["optimizer"], params, *args)
+        return loss, params, self._scheduled(state, inner)
+
+    def _scheduled(self, state: dict[str, Any], inner: Any) -> dict[str, Any]:
+        """The state after a step that left the optimizer's as `inner`."""
         sched, count = state["sched"], state["count"] + 1
-        if count % self.every == 0:
-            sched, inner = self.scheduler.step(sched, inner)
-        return params, {"optimizer": inner, "sched": sched, "count": count}
+        epoch, rest = divmod(count, self.every)
+        if not rest:
+            metric = self.metrics[epoch - 1] if epoch <= len(self.metrics) else None
+            sched, inner = self.scheduler.step(sched, inner, metric)
+        return {"optimizer": inner, "sched": sched, "count": count}
 
 
 class Several:
@@ -100,16 +111,23 @@ class Port:
 
     def __init__(self, trace: Trace, loss_fn: Callable[..., Any], params: Tree, optimizer: Any, mapping: Any):
         self.trace, self.loss_fn, self.like = trace, loss_fn, params
+        if not callable(loss_fn):
+            raise TypeError(f"loss_fn must be a function, loss_fn(params, **batch), not a {type(loss_fn).__name__}")
+        for each in optimizer if isinstance(optimizer, list) else [optimizer]:
+            if not (hasattr(each, "init") and (hasattr(each, "step") or hasattr(each, "update"))):
+                raise TypeError(
+                    "optimizer must be made by a factory of this library or of optax, as optim.adamw(lr=1e-3), or have "
+                    f"init(params) and step(grads, state, params); this is a {type(each).__name__}"
+                )
         self.optimizer: Any = Several(optimizer) if isinstance(optimizer, list) else optimizer
-        optimizer = self.optimizer
         self.untied: dict[str, str] = {}
         self.mapping = mapping or self._infer()
         names = [str(entry.source.name) for entry in self.mapping.entries]
         self.names: list[str] = [n for n in dict.fromkeys(names) if not n.endswith(layout.STATISTICS)]
         self.statistics = [n for n in dict.fromkeys(names) if n.endswith(layout.STATISTICS)]
-        self.step = step_of(optimizer)
+        self.step = step_of(self.optimizer)
         self.closures = any(each["kind"] == "LBFGS" for each in trace.optimizers)
-        state = optimizer.init(split(self.to_ours(trace.model, params))[0])
+        state = self.optimizer.init(split(self.to_ours(trace.model, params))[0])
         self.sums = _finds(state, EveryKState)
         self.ours = _finds(state, OptState)  # which round as torch's do
         self.means = _finds(state, optax.MultiStepsState)
@@ -140,6 +158,10 @@ class Port:
         """torch's arrays with those of tied names."""
         return {**arrays, **{a: arrays[name] for a, name in self.untied.items() if name in arrays}}
 
+    def tied(self, name: str) -> str:
+        """torch's name for an array, of two that torch ties the first."""
+        return self.untied.get(name, name)
+
     def to_ours(self, arrays: Mapping[str, np.ndarray], like: Tree) -> Tree:
         """A tree as `like`, of torch's arrays."""
         return layout.to_flax(self.mapping, self.torchs(arrays), like)
@@ -153,7 +175,16 @@ class Port:
         params = join(trainable, rest, self.like)
         out = call(self.loss_fn, params, batch)
         loss, changed = out if isinstance(out, tuple) else (out, None)
-        return jnp.asarray(loss), _replaced(rest, changed)
+        loss = jnp.asarray(loss)
+        if loss.ndim:
+            raise ValueError(
+                f"loss_fn returns an array of shape {loss.shape}, and is to return a number: .mean() makes one as "
+                "torch's criteria do"
+            )
+        return loss, _replaced(rest, changed)
+
+    def _closure(self, trainable: Tree, rest: Tree, batch: Arrays) -> jax.Array:
+        return self.loss(trainable, rest, batch)[0]
 
     def grads(self, trainable: Tree, rest: Tree, step: Step) -> tuple[list[float], list[Tree], Tree]:
         """The losses and gradients of the batches of a step, and what else changed."""
@@ -231,8 +262,7 @@ class Port:
         """A step of the port's own run."""
         if self.closures:
             batch = as_jax(step.batches()[0])
-            _, params, state = self.optimizer.step_closure(lambda p, b: self.loss(p, rest, b)[0], state, params, batch)
-            return params, state
+            return self.optimizer.step_closure(self._closure, state, params, rest, batch)[1:]
         if self.sums or self.means:
             for grad in grads:
                 params, state = self.step(grad, state, params)
@@ -246,7 +276,13 @@ class Port:
     def _hyper(self, inner: Any, own: Any, params: Tree) -> dict[str, dict[str, Any]] | None:
         if isinstance(inner, Several):
             parts = [self._hyper(each, one, params) for each, one in zip(inner.optimizers, own, strict=True)]
-            return {name: found for part in parts for name, found in (part or {}).items()}
+            theirs = [{name for group in each["groups"] for name in group["names"]} for each in self.trace.optimizers]
+            return {
+                name: found
+                for part, names in zip(parts, theirs, strict=False)
+                for name, found in (part or {}).items()
+                if name in names
+            }
         if isinstance(inner, Scheduled):
             inner, own = inner.optimizer, own["optimizer"]
         try:
@@ -272,12 +308,19 @@ def as_jax(batch: Arrays) -> dict[str, jax.Array]:
 def call(loss_fn: Callable[..., Any], params: Tree, batch: Mapping[str, Any]) -> Any:
     """By the batch's names if the function has them, otherwise with the batch as a dict."""
     try:
-        inspect.signature(loss_fn).bind(params, **batch)
-    except TypeError:
-        return loss_fn(params, dict(batch))
-    except ValueError:  # no signature
-        pass
-    return loss_fn(params, **batch)
+        signature = inspect.signature(loss_fn)
+    except ValueError:  # it has none
+        return loss_fn(params, **batch)
+    for args, kwargs in (((params,), batch), ((params, dict(batch)), {})):
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError:
+            continue
+        return loss_fn(*args, **kwargs)
+    raise TypeError(
+        f"loss_fn{signature} takes neither (params, {', '.join(batch)}), as r.batch named them in torch, nor (params, "
+        "batch): give its arguments these names, or r.batch its names"
+    )
 
 
 def split(params: Tree) -> tuple[Tree, Tree]:

@@ -40,6 +40,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -73,18 +74,41 @@ def record(model: Any, optimizer: Any, path: str | Path, full: Iterable[int] = (
       The recorder.
 
     Raises:
+      TypeError: no module, no optimizer.
       ValueError: a step below 1; an optimizer with a parameter that the model does not have.
     """
     return Recorder(model, optimizer, Path(path), full, layers)
+
+
+@dataclass
+class Heard:
+    """What a step's first forward and backward pass went through, by module; a second call is `NAME#1`.
+
+    Args:
+      inputs: those that are no module's output.
+      input_of: whose output it is otherwise.
+      outputs: of every module.
+      grads: of the outputs.
+    """
+
+    inputs: Tensors = field(default_factory=dict)
+    input_of: dict[str, str] = field(default_factory=dict)
+    outputs: Tensors = field(default_factory=dict)
+    grads: Tensors = field(default_factory=dict)
 
 
 class Recorder:
     """What `record` returns; `sizes` are the bytes of the start, of a full step without its layers, of any other."""
 
     def __init__(self, model: Any, optimizer: Any, path: Path, full: Iterable[int], layers: bool):
+        if not hasattr(model, "named_parameters"):
+            raise TypeError(f"model must be a torch.nn.Module, not a {type(model).__name__}")
         self.torch = sys.modules["torch"]
         self.model = getattr(model, "_orig_mod", model)
         self.optimizers = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+        for each in self.optimizers:
+            if not hasattr(each, "register_step_post_hook"):
+                raise TypeError(f"optimizer must be a torch.optim.Optimizer, or a list, not a {type(each).__name__}")
         self.path, self.full, self.layers = path, set(full), layers
         wrong = [step for step in self.full if step < 1]
         if wrong:
@@ -99,11 +123,12 @@ class Recorder:
         self._muted = False
         self._handles: list[Any] = []  # of the whole run
         self._full_handles: list[Any] = []  # of a full step
-        self._index = {name: self._sampled(name, x) for name, x in (self.parameters | self._buffers()).items()}
+        self._index = {name: self._sampled(name, x) for name, x in self._tensors().items()}
         self._wide = any(x.dtype in (self.torch.float64, self.torch.complex128) for x in self.parameters.values())
         self._snapshot: dict[str, Any] | None = None
+        self._file: Any = None  # outside of the block
         self._clear()
-        whole = _bytes((self.parameters | self._buffers()).values())
+        whole = _bytes(self._tensors().values())
         sampled = sum(len(x) for x in self._index.values()) * (8 if self._wide else 4) * 2 + 16 * len(self._index)
         self.sizes = {"start": whole + 8 * sampled // 2, "full": 3 * whole + self._state_bytes(), "sampled": sampled}
 
@@ -127,6 +152,7 @@ class Recorder:
         for handle in (*self._handles, *self._full_handles):
             handle.remove()
         self._file.close()
+        self._file = None
 
     def batch(self, **arrays: Any) -> None:
         """What the loss of one forward pass is computed from, by names: call it before the forward pass.
@@ -135,7 +161,12 @@ class Recorder:
 
         Args:
           **arrays: tensors, arrays or numbers.
+
+        Raises:
+          RuntimeError: outside of the block.
         """
+        if self._file is None:
+            raise RuntimeError("r.batch belongs into the block: with record(model, optimizer, path) as r: ...")
         self._batches.append({name: _array(x) for name, x in arrays.items()})
         self._listening = len(self._batches) == 1
         if self.step + 1 in self._redo:
@@ -183,10 +214,7 @@ class Recorder:
         self._hyper: list[list[dict[str, Any]]] = [[] for _ in self.optimizers]
         self._grads: Tensors = {}  # what the optimizers saw
         self._raw: Tensors = {}
-        self._outputs: Tensors = {}
-        self._output_grads: Tensors = {}
-        self._inputs: Tensors = {}
-        self._input_of: dict[str, str] = {}
+        self._heard = Heard()
 
     def _arm(self) -> None:
         """Before a step: if it is a full one, keep how things stand, and listen."""
@@ -194,7 +222,7 @@ class Recorder:
         if self.step + 1 not in self.full:
             return
         self._snapshot = {
-            "before": {name: _clone(x) for name, x in (self.parameters | self._buffers()).items()},
+            "before": {name: _clone(x) for name, x in self._tensors().items()},
             "state": [{p: _copied(state) for p, state in o.state.items()} for o in self.optimizers],
             "rng": self._rng(),
         }
@@ -202,61 +230,67 @@ class Recorder:
             if parameter.requires_grad:
                 hook = lambda p, name=name: self._raw.__setitem__(name, _clone(_dense(p.grad)))  # noqa: E731
                 self._full_handles.append(parameter.register_post_accumulate_grad_hook(hook))
-        if self.layers:
-            self._listen(self._outputs, self._output_grads, self._inputs, self._input_of)
+        self._heard = self._listen()
 
-    def _listen(self, outputs: Tensors, grads: Tensors, inputs: Tensors, input_of: dict[str, str]) -> None:
+    def _listen(self) -> Heard:
         """Copy every module's input and output at once (an operation in place may follow), and the gradient of it."""
-        calls: dict[str, int] = defaultdict(int)
+        heard, calls = Heard(), defaultdict[str, int](int)
         made: dict[tuple[int, int], tuple[str, Any]] = {}  # whose output a tensor is; it is kept, so that its id is
+
+        def tensor_in(values: Any) -> Any:
+            return _first(values, self.torch.Tensor) if self._listening and self.torch.is_grad_enabled() else None
 
         def key_of(name: str) -> str:
             return f"{name}#{calls[name]}" if calls[name] else name
 
         def before(name: str, arguments: Any) -> None:
-            tensor = _first(arguments, self.torch.Tensor)
-            if tensor is None or not self._listening or not self.torch.is_grad_enabled():
+            tensor = tensor_in(arguments)
+            if tensor is None:
                 return
             known = made.get((id(tensor), tensor._version))
             if known is not None:
-                input_of[key_of(name)] = known[0]
+                heard.input_of[key_of(name)] = known[0]
             else:
-                inputs[key_of(name)] = _clone(tensor)
+                heard.inputs[key_of(name)] = _clone(tensor)
 
         def after(name: str, output: Any) -> None:
-            tensor = _first(output, self.torch.Tensor)
-            if tensor is None or not self._listening or not self.torch.is_grad_enabled():
+            tensor = tensor_in(output)
+            if tensor is None:
                 return
             key = key_of(name)
             calls[name] += 1
-            outputs[key] = _clone(tensor)
+            heard.outputs[key] = _clone(tensor)
             made.setdefault((id(tensor), tensor._version), (key, tensor))
             if tensor.requires_grad:
-                tensor.register_hook(lambda grad, key=key: grads.__setitem__(key, _clone(grad)))
+                tensor.register_hook(lambda grad: heard.grads.__setitem__(key, _clone(grad)))
 
-        for name, module in self.model.named_modules():
+        for name, module in self.model.named_modules() if self.layers else ():
             enter = lambda _m, arguments, name=name: before(name, arguments)  # noqa: E731
             leave = lambda _m, _i, output, name=name: after(name, output)  # noqa: E731
             self._full_handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+        return heard
+
+    def _deaf(self) -> None:
+        for handle in self._full_handles:
+            handle.remove()
+        self._full_handles.clear()
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if self._muted:
             return
         self._hyper[self._number(optimizer)] = [_options(group) for group in optimizer.param_groups]
-        if not args and not kwargs.get("closure"):
+        if not _closure(args, kwargs):
             self._see(optimizer)
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if self._muted:
             return
-        if args or kwargs.get("closure"):  # which has made the gradients
+        if _closure(args, kwargs):  # which has made the gradients
             self._see(optimizer)
         if optimizer is not self.optimizers[-1]:
             return
         self.step += 1
-        for handle in self._full_handles:
-            handle.remove()
-        self._full_handles.clear()
+        self._deaf()
         self._write_step()
         if self.step in self._redo:
             self._write_redo(self._redo.pop(self.step))
@@ -271,7 +305,7 @@ class Recorder:
                 self._grads[self.names[id(p)]] = _clone(grad) if full else grad.detach()
 
     def _write_step(self) -> None:
-        after = self.parameters | self._buffers()
+        after = self._tensors()
         header = {
             "kind": "step",
             "step": self.step,
@@ -280,7 +314,7 @@ class Recorder:
             "factors": [float(self._factors.get(i, 1.0)) for i in range(len(self._losses))],
             "hyper": self._hyper,
             "no_grad": [name for name in self.parameters if name not in self._grads],
-            "inputs": self._input_of,
+            "inputs": self._heard.input_of,
         }
         arrays = {f"batch/{i}/{k}": x for i, batch in enumerate(self._batches) for k, x in batch.items()}
         for kind, tensors in (("grad", self._grads), ("after", after)):
@@ -294,21 +328,17 @@ class Recorder:
 
     def _full_arrays(self, after: Tensors) -> Arrays:
         assert self._snapshot is not None
-        changed = {
-            name: x
-            for name, x in self._raw.items()
-            if name in self._grads and not self.torch.equal(x, self._grads[name])
-        }
-        large = [name for name, x in self._outputs.items() if x.numel() * x.element_size() > LARGEST_OUTPUT]
-        kept = {name: x for name, x in self._outputs.items() if name not in large}
+        heard, grads = self._heard, self._grads
+        changed = {n: x for n, x in self._raw.items() if n in grads and not self.torch.equal(x, grads[n])}
+        kept = {n: x for n, x in heard.outputs.items() if x.numel() * x.element_size() <= LARGEST_OUTPUT}
         parts = {
             "before": self._snapshot["before"] if self.step > 1 else {},
-            "grad": self._grads,
+            "grad": grads,
             "raw": changed,
             "after": after,
             "output": kept,
-            "output_grad": {name: x for name, x in self._output_grads.items() if name in kept},
-            "input": {name: x for name, x in self._inputs.items() if name in kept},
+            "output_grad": {n: x for n, x in heard.grads.items() if n in kept},
+            "input": {n: x for n, x in heard.inputs.items() if n in kept},
         }
         arrays = {f"{part}/{name}": _array(x) for part, tensors in parts.items() for name, x in tensors.items()}
         return arrays | self._states(self._snapshot["state"])
@@ -317,10 +347,8 @@ class Recorder:
 
     def _write_start(self) -> None:
         torch, buffers = self.torch, self._buffers()
-        tied = {}
-        for name, p in self.model.named_parameters(remove_duplicate=False):
-            if name not in self.parameters:
-                tied[name] = self.names[id(p)]
+        every = self.model.named_parameters(remove_duplicate=False)
+        tied = {name: self.names[id(p)] for name, p in every if name not in self.parameters}
         first = next(iter(self.parameters.values()), None)
         device = "cpu" if first is None else first.device.type
         header = {
@@ -349,7 +377,7 @@ class Recorder:
                 for o in self.optimizers
             ],
         }
-        arrays = {f"model/{name}": _array(x) for name, x in (self.parameters | buffers).items()}
+        arrays = {f"model/{name}": _array(x) for name, x in self._tensors().items()}
         arrays |= {f"index/{name}": _array(x) for name, x in self._index.items()}
         self._write(header, arrays | self._states([o.state for o in self.optimizers]))
 
@@ -456,19 +484,15 @@ class Recorder:
                     full = f"{prefix}.{name}" if prefix else name
                     module._buffers[name] = cast(snapshot["before"].get(full, buffer))
         self._set_rng(snapshot["rng"])
-        outputs, output_grads, losses = {}, {}, []
-        if self.layers:
-            self._listen(outputs, output_grads, {}, {})
+        heard, losses = self._listen(), []
         with self.torch.enable_grad():
             for number, batch in enumerate(self._given):
                 self._listening = number == 0
                 loss = closure(**{name: cast(x) for name, x in batch.items()})
                 loss.backward()
-                losses.append(_array(loss))
-        for handle in self._full_handles:
-            handle.remove()
-        self._full_handles.clear()
-        grads = {n: _array(p.grad) for n, p in self.parameters.items() if p.grad is not None and not p.grad.is_sparse}
+                losses.append(loss)
+        self._deaf()
+        grads = {n: p.grad for n, p in self.parameters.items() if p.grad is not None and not p.grad.is_sparse}
         for name, p in self.parameters.items():
             p.grad = cast(seen[name]) if name in seen else None
         for number, optimizer in enumerate(self.optimizers):
@@ -479,13 +503,14 @@ class Recorder:
             optimizer.state = defaultdict(dict, copies)
             if type(optimizer).__name__ != "LBFGS":
                 type(optimizer).step(optimizer)
-        return {
+        found = {
             "loss": {str(i): x for i, x in enumerate(losses)},
             "grad": grads,
-            "output": {name: _array(x) for name, x in outputs.items()},
-            "output_grad": {name: _array(x) for name, x in output_grads.items()},
-            "after": {name: _array(p) for name, p in self.parameters.items()},
+            "output": heard.outputs,
+            "output_grad": heard.grads,
+            "after": self.parameters,
         }
+        return {kind: {name: _numbers(x) for name, x in tensors.items()} for kind, tensors in found.items()}
 
     def _nudged(self, grads: Tensors) -> Tensors:
         """Gradients off by a rounding of bfloat16, in which Muon multiplies: its float64 rerun rounds the same."""
@@ -497,6 +522,9 @@ class Recorder:
 
     def _buffers(self) -> Tensors:
         return {n: b for n, b in self.model.named_buffers() if n in self.model.state_dict()}
+
+    def _tensors(self) -> Tensors:
+        return self.parameters | self._buffers()
 
     def _number(self, optimizer: Any) -> int:
         return next(i for i, each in enumerate(self.optimizers) if each is optimizer)
@@ -518,6 +546,11 @@ class Recorder:
 
 def _of(optimizer: Any) -> list[Any]:
     return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _closure(args: Any, kwargs: Any) -> bool:
+    """Whether `step` got a closure."""
+    return bool(args or kwargs.get("closure"))
 
 
 def _dense(x: Any) -> Any:
@@ -553,8 +586,7 @@ class _Bits(np.ndarray):
 def _array(x: Any) -> np.ndarray:
     if not hasattr(x, "detach"):
         return np.array(x)
-    x = x.detach().cpu()
-    x = _dense(x)
+    x = _dense(x.detach().cpu())
     x = x.resolve_conj() if x.is_complex() else x
     if str(x.dtype) not in BITS:
         return x.numpy().copy()
@@ -590,23 +622,23 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _numbers(x: Any) -> np.ndarray:
+    """In the widest numbers there are, one after the other."""
+    torch = sys.modules["torch"]
+    return _array(x.detach().to(torch.complex128 if x.is_complex() else torch.float64)).ravel()
+
+
 def _apart(ours: dict[str, Arrays], torchs: dict[str, Arrays]) -> dict[str, dict[str, list[float]]]:
     """L2 and largest distance, relative to the tensor's own."""
 
     def apart(a: np.ndarray, b: np.ndarray) -> list[float]:
-        a, b = (np.asarray(x, np.complex128 if np.iscomplexobj(x) else np.float64).ravel() for x in (a, b))
         tiny, d = 1e-300, np.abs(a - b)
         return [
             float(np.linalg.norm(d) / (np.linalg.norm(b) + tiny)),
             float(d.max(initial=0) / (np.abs(b).max(initial=0) + tiny)),
         ]
 
-    def numbers(x: np.ndarray) -> np.ndarray:
-        if getattr(x, "kind", None) == "bfloat16":
-            return (np.asarray(x).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-        return np.asarray(x)
-
     return {
-        kind: {name: apart(numbers(ours[kind][name]), numbers(x)) for name, x in arrays.items() if name in ours[kind]}
+        kind: {name: apart(ours[kind][name], x) for name, x in arrays.items() if name in ours[kind]}
         for kind, arrays in torchs.items()
     }

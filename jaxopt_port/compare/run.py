@@ -60,9 +60,9 @@ class One:
         self.after = self.samples(trainable)
 
     def samples(self, tree: Tree) -> Arrays:
-        index, untied = self.port.trace.index, self.port.untied
+        index, own = self.port.trace.index, self.port.tied
         whole = self.port.to_torch(tree)
-        return {name: x.ravel()[index[untied.get(name, name)]] for name, x in whole.items() if name in self.port.names}
+        return {name: x.ravel()[index[own(name)]] for name, x in whole.items() if name in self.port.names}
 
     def step(self, step: Step) -> list[float]:
         losses, grads, self.rest = self.port.grads(self.trainable, self.rest, step)
@@ -109,7 +109,7 @@ class Run:
         """A step of all; what is off in ours, with no regard to what was before."""
         mine = self.ours.step(step)
         others = [each.step(step) for each in self.others]
-        own = self.port.untied
+        own = self.port.tied
         after, grads = self.trace.samples(step, "after"), self.trace.samples(step, "grad")
         torch = step.losses[:1] if len(mine) == 1 else step.losses
         self._lag = self.lag()
@@ -123,7 +123,7 @@ class Run:
         self.points.append(point)
         found: list[tuple[str, str, float, float]] = []
         for name in self.port.names:
-            theirs, before = after[own.get(name, name)], self.theirs[own.get(name, name)]
+            theirs, before = after[own(name)], self.theirs[own(name)]
             moved = norm(np.asarray(theirs, np.float64) - self.start[name])
             rounding = 4 * noise.EPS["float32"] * norm(theirs)
             point.drift[name] = distance(self.ours.after[name], theirs) / (moved + rounding + 1e-30)
@@ -134,12 +134,12 @@ class Run:
             steps = [np.asarray(each.after[name], np.float64) - each.before[name] for each in self.others]
             itself = self.worst(f"step {name}", max(distance(x, step_ours) for x in steps) / (norm(step_torch) + 1e-30))
             off = distance(step_ours, step_torch) / (norm(step_torch) + 1e-30)
-            times = INEXACT if blame.kind(self.port, own.get(name, name)) in noise.INEXACT else TIMES
+            times = INEXACT if blame.kind(self.port, own(name)) in noise.INEXACT else TIMES
             allowed = STEP + blame.floor(self.port, name) + times * self._lag * itself
             if not off * norm(step_torch) <= allowed * norm(step_torch) + 2 * rounding:
                 found.append(("update", name, off, allowed))
-            if own.get(name, name) in grads:
-                g = grads[own.get(name, name)]
+            if own(name) in grads:
+                g = grads[own(name)]
                 itself = self.worst(
                     f"grad {name}",
                     max(distance(each.grads[name], self.ours.grads[name]) for each in self.others) / (norm(g) + 1e-30),
@@ -166,10 +166,8 @@ class Run:
             return None
         off = [each for each in found if each[0] == "gradient"]
         _, name, apart, allowed = max(off or steps, key=lambda each: each[2])
-        names = [n for n in self.port.names if self.port.untied.get(n, n) in grads]
-        uniform = blame.factor(
-            [self.ours.grads[n] for n in names], [grads[self.port.untied.get(n, n)] for n in names], {}
-        )
+        names = [n for n in self.port.names if self.port.tied(n) in grads]
+        uniform = blame.factor([self.ours.grads[n] for n in names], [grads[self.port.tied(n)] for n in names], {})
         if off and not uniform:
             what = (
                 f"the gradient of {name} in step {step.number} of the port's own run is {number(apart)} of torch's off"

@@ -20,7 +20,7 @@ Tree = Any
 
 
 class Samples:
-    """Follows torch's optimizer. `ratios` are, a step, how long ours is beside torch's."""
+    """Follows torch's optimizer, a step at a time."""
 
     def __init__(self, port: Port, state: Tree):
         self.port, self.state = port, state
@@ -58,7 +58,7 @@ class Samples:
         params = self.port.to_ours(self.spread(before), trainable)
         given = {name: grads.get(name, np.zeros_like(before[name])) for name in self.shapes}
         tree = self.port.to_ours(self.spread(given), trainable)
-        missing = {name for name in self.port.names if self.port.untied.get(name, name) not in grads}
+        missing = {name for name in self.port.names if self.port.tied(name) not in grads}
         if missing and self.skips:
             tree = self.without(tree, missing)
         new, state = self.port.stepped(tree, self.state, params, len(step.batches()))
@@ -67,7 +67,7 @@ class Samples:
             self.elementwise &= {n for n in self.port.names if self.agrees(n, ours, whole, before)}
         moved, off = {}, []
         for name in self.port.names:
-            own = self.port.untied.get(name, name)
+            own = self.port.tied(name)
             if own not in grads or own not in self.elementwise:
                 continue
             mine, theirs, old = ours[name].ravel()[self.trace.index[own]], after[own], before[own]
@@ -97,7 +97,7 @@ class Samples:
 
     def agrees(self, name: str, sampled: Arrays, whole: Arrays, before: Arrays) -> bool:
         """Whether the sampled elements step as they do among all of the parameter's."""
-        own = self.port.untied.get(name, name)
+        own = self.port.tied(name)
         index, old = self.trace.index[own], before[own]
         a, b = sampled[name].ravel()[index], whole[name].ravel()[index]
         rounding = 4 * noise.EPS.get(self.shapes[own][1], noise.EPS["float32"]) * norm(b)

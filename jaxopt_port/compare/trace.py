@@ -148,13 +148,16 @@ def read(path: str | Path) -> Trace:
       The trace; its arrays are read when they are asked for.
 
     Raises:
+      FileNotFoundError: no file.
       TraceError: no trace, one of another version, or one whose bytes have changed.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} is no file: give the path that record(model, optimizer, path) wrote to")
     data = np.memmap(path, np.uint8, "r") if Path(path).stat().st_size else np.zeros(0, np.uint8)
     if data[: len(MAGIC)].tobytes() != MAGIC:
         raise TraceError(f"{path} is no recorded run: it does not begin with {MAGIC.decode()}")
-    (version,) = struct.unpack("<I", data[len(MAGIC) : len(MAGIC) + 4].tobytes())
-    if version != VERSION:
+    version = int.from_bytes(data[len(MAGIC) : len(MAGIC) + 4].tobytes(), "little")
+    if version != VERSION and len(data) >= len(MAGIC) + 4:
         raise TraceError(f"{path} has version {version} of the format, this is version {VERSION}: use its own reader")
     at, frames = len(MAGIC) + 4, []
     while at + FRAME.size <= len(data):

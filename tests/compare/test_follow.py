@@ -22,6 +22,7 @@ from tests.compare import ports, torch_side  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("full_precision")
 STEPS = 3
+SEED = 3  # with it clipping once more what is clipped shows in the LSTM's step, which is no fault
 SAMPLE = (
     "tanh GELU, nnx",
     "transposed square weight",
@@ -37,7 +38,7 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("traces")
     torch.set_num_threads(1)
     for run in ("lstm", "muon", "resnet"):
-        torch_side.record_run(run, folder / run, 0, STEPS)
+        torch_side.record_run(run, folder / run, SEED, STEPS)
     return {run: folder / run for run in ("lstm", "muon", "resnet")}
 
 
@@ -183,6 +184,11 @@ def test_a_scheduler_goes_with_its_optimizer(tmp_path: Path) -> None:
     wrong = followed(tmp_path / "run", compare.Scheduled(optim.sgd(lr=0.1), optim.lr_scheduler.exponential_lr(0.5), 2))
     assert wrong.blamed is not None
     assert (wrong.blamed.stage, wrong.blamed.step) == ("schedule", 2)
+    frozen = optim.sgd(lr=0.1, param_groups=[optim.ParamGroup("b/kernel", frozen=True)])
+    still = followed(tmp_path / "run", compare.Scheduled(frozen, optim.lr_scheduler.exponential_lr(0.5))).blamed
+    assert still is not None
+    assert (still.stage, still.step, still.parameter) == ("update", 1, "b.weight")
+    assert "the port leaves it as it is" in still.why
 
 
 class Tied(torch.nn.Module):
@@ -297,6 +303,60 @@ def test_what_cannot_be_followed_is_said(tmp_path: Path) -> None:
         pass
     with pytest.raises(ValueError, match="has no step"):
         compare.follow(tmp_path / "run", lambda params: 0.0, {}, optim.sgd())
+
+
+def test_options_that_the_steps_do_not_show_are_said(tmp_path: Path) -> None:
+    """A smaller eps is lost in rounding; Muon's products are so coarse that hardly anything shows in its steps."""
+    recorded(tmp_path / "run", lambda model: torch.optim.Adam(model.parameters(), lr=1e-3))
+    same = followed(tmp_path / "run", optim.adam(lr=1e-3, eps=1.001e-8))
+    assert same.ok, same.verdict
+    assert "the options of a.weight are not torch's: eps is 1.001e-08, torch's 1e-08" in same.notes
+
+
+def given(**others: Any) -> dict[str, Any]:
+    """What `follow` takes for a linear layer, but for `others`."""
+    params = {"kernel": jax.ShapeDtypeStruct((2, 1), jnp.float32), "bias": jax.ShapeDtypeStruct((1,), jnp.float32)}
+    right = {"loss_fn": lambda params, x: (x @ params["kernel"]).sum(), "params": params, "optimizer": optim.sgd(0.1)}
+    return {**right, **others}
+
+
+MISTAKES = {
+    "names": ({"loss_fn": lambda params, images, labels: 0.0}, TypeError, r"takes neither \(params, x, y\), as"),
+    "no function": ({"loss_fn": 3.0}, TypeError, "loss_fn must be a function"),
+    "factory": ({"optimizer": optim.sgd}, TypeError, "made by a factory of this library .* this is a function"),
+    "a loss an example": ({"loss_fn": lambda params, x, y: x.sum(1)}, ValueError, r"array of shape \(3,\), and is to"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_told(tmp_path: Path, mistake: str) -> None:
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with torch_side.record(model, optimizer, tmp_path / "run") as r:
+        r.batch(x=torch.ones(3, 2), y=torch.ones(3))
+        loss = model(torch.ones(3, 2)).sum()
+        r.loss(loss)
+        loss.backward()
+        optimizer.step()
+    others, kind, message = MISTAKES[mistake]
+    with pytest.raises(kind, match=message):
+        compare.follow(tmp_path / "run", **given(**others))
+
+
+@pytest.mark.parametrize("missing", ["batch", "loss"])
+def test_a_trace_that_lacks_something_is_told(tmp_path: Path, missing: str) -> None:
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with torch_side.record(model, optimizer, tmp_path / "run") as r:
+        if missing != "batch":
+            r.batch(x=torch.ones(3, 2))
+        loss = model(torch.ones(3, 2)).sum()
+        if missing != "loss":
+            r.loss(loss)
+        loss.backward()
+        optimizer.step()
+    with pytest.raises(ValueError, match=rf"step 1 of .* has no {missing}: call r.{missing}\("):
+        compare.follow(tmp_path / "run", **given())
 
 
 def test_a_number_is_compared_with_itself() -> None:

@@ -289,6 +289,12 @@ def test_errors(tmp_path: Path) -> None:
         recorder.record(model, optimizer, tmp_path / "run", full=(0,))
     with pytest.raises(ValueError, match="optimizer 0 has a parameter that the model does not have"):
         recorder.record(nn.Linear(2, 1), optimizer, tmp_path / "run")
+    with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, not a dict"):
+        recorder.record({}, optimizer, tmp_path / "run")
+    with pytest.raises(TypeError, match=r"optimizer must be a torch.optim.Optimizer, or a list, not a NoneType"):
+        recorder.record(model, None, tmp_path / "run")
+    with pytest.raises(RuntimeError, match=r"r\.batch belongs into the block"):
+        recorder.record(model, optimizer, tmp_path / "run").batch(x=torch.zeros(1, 2))
     with recorder.record(model, optimizer, tmp_path / "run") as r:
         r.batch(x=torch.zeros(1, 2))
         with pytest.raises(ValueError, match="step 1 is over or under way"):

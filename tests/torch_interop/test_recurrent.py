@@ -114,6 +114,17 @@ def test_equinox(kind: str, bias: bool) -> None:
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-6), actual, expected)
 
 
+def test_leaves_with_torchs_own_names() -> None:
+    """Two layers in two directions, beside a layer that lies as flax's."""
+    torch.manual_seed(0)
+    theirs = torch.nn.ModuleDict({"rnn": torch.nn.LSTM(IN, IN, 2, bidirectional=True), "out": torch.nn.Linear(IN, IN)})
+    weights = arrays(theirs.state_dict())
+    own = {name.removeprefix("rnn."): x for name, x in weights.items() if name.startswith("rnn.")}
+    shapes: Any = {"rnn": own, "out": {"kernel": weights["out.weight"].T, "bias": weights["out.bias"]}}
+    moved = layout.to_flax(layout.infer(weights, shapes), weights, jax.tree.map(np.zeros_like, shapes))
+    jax.tree.map(np.testing.assert_array_equal, moved, shapes)
+
+
 def test_the_optimizers_state_of_two_biases_is_refused() -> None:
     theirs = torch.nn.LSTM(IN, HIDDEN, batch_first=True)
     adam = torch.optim.Adam(theirs.parameters())

@@ -151,13 +151,12 @@ RUNS = {
 def test_it_is_torchs_run(name: str) -> None:
     """Losses, learning rates (to the last bit) and the loss of the average of weights."""
     pytest.importorskip("torch")
-    from train.compare.lockstep import make_task
     from train.compare.torch_run import Run
 
     config = replace(RUNS[name], init="torch")
     examples = data.load("digits", "test").first(config.limit or EXAMPLES)
     test = examples if config.ema else None
-    run, theirs = Run(make_task("run", config, {}), examples, test), []
+    run, theirs = Run(config, examples, test), []
     for number, batches in run.epochs():
         for batch in batches:
             run.step(batch)

@@ -1,4 +1,4 @@
-"""The command line: parse, compare, done."""
+"""The same run in PyTorch and here: `python -m train.compare --help`."""
 
 import argparse
 import dataclasses
@@ -12,7 +12,7 @@ from train.command_line import parse
 from train.config import Config, flag
 from train.errors import UsageError
 
-BOUND = 32.0
+BOUND = 4.0
 REPORT = Path("report.html")
 
 
@@ -20,18 +20,17 @@ def arguments(argv: Sequence[str]) -> tuple[Config, float, Path]:
     """The run, the bound and where the report goes."""
     parser = argparse.ArgumentParser(
         prog="python -m train.compare",
-        usage="%(prog)s [--bound EPS] [--report PATH] [the flags of python -m train]",
-        description="Run the same training in PyTorch and here, from the seed alone (--init torch), step by step; say "
-        "where the two part and what made it; and write a page about it.",
+        usage="%(prog)s [--bound TIMES] [--report PATH] [the flags of python -m train]",
+        description="Record a training in PyTorch, from the seed alone (--init torch), and follow it here; say where "
+        "the two part and why, and write a page about it. The exit status is 1 where they part.",
         allow_abbrev=False,
     )
     parser.add_argument(
         "--bound",
         type=float,
         default=BOUND,
-        metavar="EPS",
-        help="a parameter has parted when it is further off than so many eps of its largest value (default: "
-        "%(default)g)",
+        metavar="TIMES",
+        help="off is what is further from PyTorch's than rounding makes it so many times over (default: %(default)g)",
     )
     parser.add_argument("--report", type=Path, default=REPORT, help="the page (default: %(default)s)")
     own, rest = parser.parse_known_args(argv)

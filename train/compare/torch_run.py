@@ -1,27 +1,25 @@
-"""The run in PyTorch, as a user's script would have it, from the seed alone.
+"""The run in PyTorch, as a user's script would have it, from the seed alone; recorded where one asks for it."""
 
-A process of its own, that reads its `Task` from standard input and writes its messages, pickled, to standard output.
-"""
-
-import copy
 import itertools
-import pickle
-import sys
+import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from train import data
-from train.compare.messages import Hello, Redone, Step, Task, Vector
+from jaxopt_port.compare.record import Recorder, record
+from train.config import Config
 from train.data import Examples
 from train.epoch import Epoch
 from train.model import KERNEL, layers
+from train.training import optimizer_options, scheduler_options
 
 EVALUATION_BATCH = 500
+FULL = (1, 10, 100, 1000)  # steps that are recorded whole, and done again
 
 Batch = np.ndarray  # indices of examples
 
@@ -47,24 +45,36 @@ def to_tensor(images: np.ndarray) -> torch.Tensor:
 class Run:
     """What trains a network: optimizer, scheduler, average of weights and loss, as the flags name them.
 
-    It is a script's run: it seeds, makes the network, and goes through a DataLoader in each epoch.
+    It is a script's run: it seeds, makes the network, and goes through a DataLoader in each epoch. `metrics` are what
+    the scheduler was told, where it is told something.
     """
 
-    def __init__(self, task: Task, examples: Examples, test: Examples | None = None):
-        config = self.config = task.config
-        self.examples, self.test = examples, test
+    def __init__(self, config: Config, examples: Examples, test: Examples | None = None):
+        self.config, self.examples, self.test = config, examples, test
         torch.manual_seed(config.seed)
         self.model = model = network()
-        if task.weights is not None:
-            model.load_state_dict({name: torch.tensor(array) for name, array in task.weights.items()})
-        self.optimizer: Any = torch_class(config.optimizer)(model.parameters(), **task.optimizer)
+        self.optimizer: Any = torch_class(config.optimizer)(model.parameters(), **optimizer_options(config))
         self.scheduler = self.average = None
+        self.recorder: Recorder | None = None
         if config.scheduler is not None:
-            self.scheduler = torch_class(config.scheduler)(self.optimizer, **task.scheduler or {})
+            self.scheduler = torch_class(config.scheduler)(self.optimizer, **scheduler_options(config))
         if config.ema is not None:
             ema = torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema)
             self.average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=ema)
         self.batches = 0
+        self.metrics: list[float] = []
+
+    def recorded(self, path: Path) -> None:
+        """All of it, written down for `jaxopt_port.compare.follow`; it ends where the loss is not finite."""
+        with record(self.model, self.optimizer, path, full=FULL) as r:
+            self.recorder = r
+            for step in FULL:
+                r.redo(lambda images, labels: self.forward(self.model, images, labels)[0], step)
+            for number, batches in self.epochs():
+                for batch in batches:
+                    if not math.isfinite(self.step(batch)[0]):
+                        return
+                self.end_epoch(number)
 
     def epochs(self) -> Iterator[tuple[int, Iterator[Batch]]]:
         """Each epoch's number and batches. Between two, call `end_epoch`."""
@@ -80,6 +90,8 @@ class Run:
     def step(self, batch: Batch) -> tuple[float, int]:
         """One batch, and what is due after it. Returns the loss before it, and how many were classified correctly."""
         rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        if self.recorder is not None:
+            self.recorder.batch(images=self.examples.images[batch], labels=self.examples.labels[batch])
         loss, correct = self.closure_step(batch) if self.config.optimizer == "lbfgs" else self.backward(batch)
         self.batches += 1
         if self.batches % self.config.accumulate == 0:
@@ -92,7 +104,9 @@ class Run:
         return loss, correct
 
     def backward(self, batch: Batch) -> tuple[float, int]:
-        loss, logits, labels = self.forward(self.model, self.examples, batch)
+        loss, logits, labels = self.forward(self.model, self.examples.images[batch], self.examples.labels[batch])
+        if self.recorder is not None:
+            self.recorder.loss(loss)
         loss.backward()
         return loss.item(), int((logits.argmax(1) == labels).sum())
 
@@ -117,8 +131,11 @@ class Run:
         self.optimizer.zero_grad()
 
     def schedule(self, metric: float) -> None:
-        if self.scheduler is not None:
-            self.scheduler.step(*([metric] if isinstance(self.scheduler, ReduceLROnPlateau) else []))
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.metrics.append(float(metric))
+            self.scheduler.step(metric)
+        elif self.scheduler is not None:
+            self.scheduler.step()
 
     def end_epoch(self, number: int) -> Epoch:
         """What the epoch came to, with what is due after it."""
@@ -140,14 +157,16 @@ class Run:
         sums = np.zeros((len(models), 2))
         for batch in loader(len(self.test.labels), EVALUATION_BATCH, shuffle=False):
             for model, of in zip(models, sums, strict=True):
-                loss, logits, labels = self.forward(model, self.test, batch)
+                loss, logits, labels = self.forward(model, self.test.images[batch], self.test.labels[batch])
                 of += loss.item() * len(batch), int((logits.argmax(1) == labels).sum())
         means = [(loss, accuracy) for loss, accuracy in (sums / len(self.test.labels)).tolist()]
         return [*means, None][:2]
 
-    def forward(self, model: torch.nn.Module, examples: Examples, batch: Batch) -> Any:
-        logits, labels = model(to_tensor(examples.images[batch])), torch.from_numpy(examples.labels[batch]).long()
-        return torch.nn.functional.cross_entropy(logits, labels), logits, labels
+    def forward(self, model: torch.nn.Module, images: np.ndarray, labels: np.ndarray) -> Any:
+        """Loss, logits and labels, in the network's own dtype."""
+        logits = model(to_tensor(images).to(next(model.parameters()).dtype))
+        of = torch.from_numpy(labels).long()
+        return torch.nn.functional.cross_entropy(logits, of), logits, of
 
 
 def loader(examples: int, batch_size: int, shuffle: bool) -> Iterator[Batch]:
@@ -161,111 +180,3 @@ def torch_class(name: str) -> Any:
     homes = (torch.optim, torch.optim.lr_scheduler, torch.optim.swa_utils)
     classes = {key.lower(): value for home in homes for key, value in vars(home).items() if isinstance(value, type)}
     return classes[name.replace("_", "")]
-
-
-def vector(tensors: Iterable[torch.Tensor | None]) -> Vector:
-    """A copy of the tensors, one after the other."""
-    return np.concatenate([tensor.detach().numpy().ravel() for tensor in tensors if tensor is not None])
-
-
-def snapshot(run: Run, step: int) -> dict[str, Any]:
-    """Run to the step of the optimizer that batch `step` is in. Returns how the run stood before, and its batches."""
-    accumulate = run.config.accumulate
-    first = (step - 1) // accumulate * accumulate  # batches before it
-    state: dict[str, Any] = {}
-    for number, batches in run.epochs():
-        for batch in batches:
-            if run.batches == first:
-                both = {"model": run.model.state_dict(), "optimizer": run.optimizer.state_dict()}
-                state = {**copy.deepcopy(both), "batches": []}
-            if run.batches >= first:
-                state["batches"].append(torch.from_numpy(batch))
-            run.step(batch)
-            if run.batches == first + accumulate:
-                return state
-        run.end_epoch(number)
-    raise ValueError(f"the run has no step {step}")
-
-
-def redo(run: Run, state: Mapping[str, Any], choices: Sequence[np.ndarray] | None = None) -> Redone:
-    """The step of the optimizer that `snapshot` stopped before; with these choices of the max pooling, if any."""
-    parameters, chosen, given = list(run.model.parameters()), [], iter(choices or ())
-
-    def pool(_: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
-        chosen.append(largest(*inputs) if choices is None else next(given))
-        return output if choices is None else pick(*inputs, chosen[-1])
-
-    def restore() -> None:
-        run.model.load_state_dict(state["model"])
-        run.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-        run.optimizer.zero_grad()
-
-    restore()
-    hooks = [one.register_forward_hook(pool) for one in run.model if isinstance(one, torch.nn.MaxPool2d)]
-    losses = np.array([run.backward(batch.numpy())[0] for batch in state["batches"]])
-    for hook in hooks:
-        hook.remove()
-    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    after = []
-    for these in (grads, state.get("grads", grads)):
-        restore()
-        for parameter, grad in zip(parameters, these, strict=True):
-            parameter.grad = grad.clone()
-        if run.config.optimizer == "lbfgs":
-            run.closure_step(state["batches"][0].numpy())
-        run.update()
-        after.append(vector(parameters))
-    return Redone(losses, chosen, vector(grads), *after)
-
-
-def largest(x: torch.Tensor) -> np.ndarray:
-    """Which value of each 2x2 window is the largest: 0 to 3."""
-    at = torch.nn.functional.max_pool2d(x.detach(), 2, return_indices=True)[1].numpy()
-    return (at // x.shape[3] % 2 * 2 + at % 2).astype(np.uint8)
-
-
-def pick(x: torch.Tensor, choice: np.ndarray) -> torch.Tensor:
-    """One value of each 2x2 window: 0 to 3."""
-    windows = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).transpose(3, 4).flatten(4)
-    return windows.gather(4, torch.from_numpy(choice).long()[..., None])[..., 0]
-
-
-def messages(task: Task) -> Iterator[Any]:
-    """What a process that does the task says."""
-    config = task.config
-    examples = data.load(config.dataset, config.split, config.data_dir, config.archive).first(config.limit)
-    run = Run(
-        task, examples, data.load(config.dataset, "test", config.data_dir, config.archive) if task.evaluates else None
-    )
-    if task.kind in ("run", "time"):
-        shapes = {name: tuple(parameter.shape) for name, parameter in run.model.named_parameters()}
-        threads, instructions = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
-        yield Hello(shapes, torch.__version__, f"{threads} thread{'s' * (threads > 1)}, {instructions}")
-        for number, batches in run.epochs():
-            for batch in batches:
-                loss, correct = run.step(batch)
-                if task.kind == "run":
-                    yield Step(loss, correct, vector(run.model.parameters()))
-            yield run.end_epoch(number)
-        return
-    assert task.path is not None
-    if task.kind == "redo":
-        yield redo(run, torch.load(task.path), task.choices)
-        return
-    state = snapshot(run, task.step)
-    done = redo(run, state)
-    parameters = list(run.model.parameters())
-    grads = torch.from_numpy(done.grads).split([parameter.numel() for parameter in parameters])
-    like = [grad.view_as(parameter) for grad, parameter in zip(grads, parameters, strict=True)]
-    torch.save({**state, "grads": like}, task.path)
-    yield done
-
-
-def main() -> None:
-    for message in messages(pickle.load(sys.stdin.buffer)):
-        pickle.dump(message, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
-
-
-if __name__ == "__main__":
-    main()

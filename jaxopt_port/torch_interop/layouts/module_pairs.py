@@ -138,9 +138,12 @@ def flax_modules(shapes: Mapping[str, Shape], theirs: Sequence[Module]) -> list[
         layer, _, array = path.rpartition("/")
         parent, _, last = layer.rpartition("/")
         name = TORCH_NAMES.get(array, array)
+        recurrent_layer = recurrent.layer_and_array(path.replace("/", "."))
         if last in whole.get(parent, {}):
             modules.setdefault(parent, {})[f"{whole[parent][last]}.{name}"] = Source(path, shape)
-        elif array in (*TORCH_NAMES, *TORCH_NAMES.values(), *recurrent.ARRAYS, "bias"):
+        elif recurrent_layer is not None:  # torch's own names, or equinox's
+            modules.setdefault(recurrent_layer[0].replace(".", "/"), {})[recurrent_layer[1]] = Source(path, shape)
+        elif array in (*TORCH_NAMES, *TORCH_NAMES.values(), "bias"):
             modules.setdefault(layer, {})[name] = Source(path, shape)
         else:
             modules[path] = {name: Source(path, shape)}
