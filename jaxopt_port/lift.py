@@ -118,9 +118,8 @@ class Lifted(Algorithm):
         leaves = jax.tree.leaves(params)
         members = self.members(params)
         slots = [self._init_leaf(params, *each) for each in zip(range(len(leaves)), leaves, members, strict=True)]
-        moving = {group for group in members if not self.frozen[group]}
-        first = {"step": np.float32(0), **self.rule.scalar_state}
-        steps = [dict(first) if group in moving else {} for group in range(len(self.options))]
+        # By the options alone: optax.tree.map_params compares with a state that is made of no parameters.
+        steps = [{} if frozen else {"step": np.float32(0), **self.rule.scalar_state} for frozen in self.frozen]
         live = [
             {name: jax.tree.map(to_number, each[name]) for name in live}
             for each, live in zip(self.options, self.live, strict=True)
@@ -186,8 +185,8 @@ class Lifted(Algorithm):
             if any(leaf.moves is not False for leaf in inside):
                 if not state.steps[group]:
                     raise ValueError(
-                        f"the state has no step count for group {group}, which was frozen or had no parameters when "
-                        "init made it: unfreeze by add_param_group(optimizer, state, params, group)"
+                        f"the state has no step count for group {group}, which was frozen when init made it: "
+                        "unfreeze by add_param_group(optimizer, state, params, group)"
                     )
                 steps[group] = self._step_group(group, live, state.steps[group], inside)
         new = [None if leaf.moves is False else leaf.slot for leaf in leaves]

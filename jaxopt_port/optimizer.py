@@ -54,7 +54,7 @@ class OptState(NamedTuple):
     Args:
       steps: for each group its scalar state: `step`, the number of steps taken, float32 as torch's, and what torch
         keeps as a scalar a parameter. 0-d, or a vector with an element for each of the group's parameters once a
-        None gradient has skipped some of them. A group that is frozen or has no parameters has none.
+        None gradient has skipped some of them. A frozen group has none.
       slots: the rule's NamedTuple with torch's names and a tree like the parameters in each field, as in
         `state.slots.exp_avg["dense"]["kernel"]`: None where a parameter has no such array (it is frozen, or its group
         has no amsgrad), and for the whole tree where no group has. Where parameters are in boxes (nnx variables,

@@ -37,8 +37,8 @@ class Scheduler:
     integer and a `Number` for all else. `sched["param_groups"]` is what torch's scheduler adds to the optimizer's
     groups, `initial_lr` for example, and `sched["scheduler"]` says whose state it is.
 
-    A list in place of a number or function has one for each of the optimizer's groups; those that are frozen or have no
-    parameters may be left out, all of them.
+    A list in place of a number or function has one for each of the optimizer's groups; those that are frozen may be
+    left out, all of them. Group 0 counts also where it is empty.
 
     Each scheduler is a frozen dataclass of torch's arguments, with torch's methods: over `s`, the state with numbers in
     it, and `groups`, the optimizer's.
@@ -340,5 +340,5 @@ def spread(groups: Groups, value: Any, wrong: str) -> list[Any]:
         return [value[0] if group[IDLE] else next(given) for group in groups]  # any, where nothing steps
     order = "group 0 is the default group, then come the ParamGroups in order"
     if idle:
-        order += f"; frozen or without parameters, to be counted or left out together, is: {', '.join(map(str, idle))}"
+        order += f"; frozen, to be counted or left out together: {', '.join(map(str, idle))}"
     raise ValueError(f"{wrong.format(len(value), len(groups))} ({order})")

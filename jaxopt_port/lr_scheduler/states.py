@@ -16,7 +16,7 @@ Sched = dict[str, Any]
 Groups = list[dict[str, Any]]
 
 SCHEDULED = ("lr", "momentum", "betas")
-IDLE = "is_idle"  # whether no parameter of a group steps
+IDLE = "is_idle"  # whether a group is frozen
 
 
 def scheduled(optimizer: OptState) -> Groups:
@@ -37,7 +37,7 @@ def with_scheduled(optimizer: OptState, live: Groups) -> OptState:
 def join(optimizer: OptState, live: Groups, added: Groups) -> Groups:
     """The groups as torch has them; one that add_param_group has made since has nothing added yet.
 
-    A group that is frozen or has no parameters is marked: the optimizer's state keeps no scalars for it.
+    A group that is frozen is marked: the optimizer's state keeps no scalars for it.
     """
     idle = [not scalars and any(optimizer.steps) for scalars in optimizer.steps]
     more = [{}] * (len(live) - len(added))
