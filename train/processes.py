@@ -62,6 +62,10 @@ def _among_others(work: Callable[[], int]) -> int:
 
     try:
         return work()
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(2)  # JAX's own end waits for the others, and aborts where they do not come
     except JaxRuntimeError:  # a collective without one of its processes, or a fault of this one
         time.sleep(HEARTBEAT + TOGETHER / 2)  # JAX knows by then if it is the former, and aborts
         raise

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AbstractMesh
 
@@ -242,6 +243,7 @@ def test_bf16() -> None:
     assert loss.dtype == jnp.float32
     assert loss != expected
     np.testing.assert_allclose(loss, expected, rtol=2e-3)
-    for grad, want in zip(jax.tree.leaves(grads), jax.tree.leaves(wanted), strict=True):
-        assert grad.dtype == jnp.float32
-        assert jnp.abs(grad - want).max() <= 0.05 * jnp.abs(want).max()
+    assert {grad.dtype for grad in jax.tree.leaves(grads)} == {jnp.dtype(jnp.float32)}
+    # 2^-8 for each of ten products would be 0.04; a rounding also lets another of two near numbers win a max pooling.
+    apart = jax.tree.map(jnp.subtract, grads, wanted)
+    assert optax.tree.norm(apart) <= 0.05 * optax.tree.norm(wanted)

@@ -91,6 +91,7 @@ def test_there_and_back(tmp_path: Path) -> None:
 
 def test_a_shuffled_run_goes_on_in_its_own_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = "cifar10 --dataset digits --split test --init torch --limit 24 --batch-size 4 --quiet"
+    flags += " --scheduler-option T_max=12"  # by default that of each run's own length
 
     def last_epoch(name: str, *argv: object) -> dict[str, Any]:
         run = ["--run-dir", tmp_path / name, "--export-torch", tmp_path / f"{name}.pt"]

@@ -64,7 +64,7 @@ def load(state: OptState, state_dict: Mapping[str, Any], known: Sequence[Paramet
             old[:stored] = [as_array(x) if key == "ro" else vector(x) for x in found[key]]
             new[key] = old
     with float64():
-        arrays = {key: jnp.array(x, slots.prev_flat_grad.dtype) for key, x in new.items()}
+        arrays = {key: jnp.asarray(np.array(x, slots.prev_flat_grad.dtype)) for key, x in new.items()}
         counts = {key: jnp.array(int(found.get(key, 0)), jnp.int32) for key in COUNTERS}
         if "d" in arrays:  # a tree like the parameters
             arrays["d"] = jax.tree.structure(params).unflatten(unflatten(arrays["d"], leaves_of(params)))

@@ -99,8 +99,8 @@ def _array(x: np.ndarray, like: jax.Array) -> jax.Array:
     if np.iscomplexobj(x) and not jnp.iscomplexobj(like):
         raise ValueError("a state is complex, its parameter is not")
     short = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < np.float32().itemsize
-    with float64():
-        return jnp.array(x, x.dtype if short else like.dtype)
+    with float64():  # NumPy copies at once: JAX's own copy may come after torch's next step in place
+        return jnp.asarray(np.array(x, x.dtype if short else like.dtype))
 
 
 def _scalar(name: str, state: State, first: jax.Array) -> Any:

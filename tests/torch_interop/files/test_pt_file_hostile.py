@@ -271,7 +271,8 @@ def test_compressed_records_are_refused(tmp_path: Path) -> None:
     [
         (b"", "the file is empty"),
         (b'\7\0\0\0\0\0\0\0{"a":1}', "in the safetensors format: load_safetensors"),
-        (b"<!doctype html><html>", "not of torch.save: it begins with b'<!doctype html>"),
+        (b"<!doctype html><html>", "the file is a web page"),
+        (b"GIF89a, a picture", "not of torch.save: it begins with b'GIF89a"),
     ],
 )
 def test_other_formats_are_named(data: bytes, message: str, tmp_path: Path) -> None:
