@@ -21,7 +21,7 @@ from typing import Any
 RESULTS = Path(__file__).with_name("RESULTS.md")
 TORCHS = ("adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw", "asgd", "lbfgs", "muon", "nadam", "radam")
 TORCHS += ("rmsprop", "rprop", "sgd", "sparse_adam")
-ON_GPU = ("adamw", "sgd")  # at 1,000 arrays, which take half a minute to compile there
+TWO = ("adamw", "sgd")  # of what takes long: real shapes, gradients inside, and on a GPU 1,000 arrays
 FORMS = ("eager", "foreach", "fused", "compiled", "CUDA graph")
 QUICK = {"4 x 1k": [(10, 100)] * 4, "20 x 1k": [(10, 100)] * 20}
 GROWTH = [10**exponent for exponent in range(3, 10)]
@@ -224,7 +224,7 @@ def main() -> None:
     for title in QUICK if arguments.quick else arguments.layouts or LAYOUTS:
         chosen = arguments.optimizers
         if device != "cpu" and title.startswith("1,000"):
-            chosen = [name for name in chosen if name in ON_GPU]
+            chosen = [name for name in chosen if name in TWO]
         rows = []
         for name in chosen:
             shapes = QUICK[title] if arguments.quick else layout(title, name)
@@ -236,14 +236,14 @@ def main() -> None:
         if title == "1 x 25M":
             continue
         shapes = QUICK[title] if arguments.quick else LAYOUTS[title]
-        inside = [measure(name, shapes, arguments, inside=True) for name in ON_GPU if name in chosen]
+        inside = [measure(name, shapes, arguments, inside=True) for name in TWO if name in chosen]
         step_table(f"{title}, gradients made in the same program", inside, device, out)
         numbers += [{**row, "layout": title} for row in inside]
     limits_table(limits, out)
     if not (arguments.quick or arguments.layouts):
-        rows = [{**measure("adamw", make(), arguments), "layout": name} for name, make in MODELS.items()]
+        rows = [{**measure(name, make(), arguments), "layout": of} for of, make in MODELS.items() for name in TWO]
         numbers += rows
-        named = [{**row, "optimizer": f"adamw, {row['layout']}"} for row in rows]
+        named = [{**row, "optimizer": f"{row['optimizer']}, {row['layout']}"} for row in rows]
         many = measure("adamw", [MANY[1]] * MANY[0], arguments)
         numbers.append({**many, "layout": "5,000 x 1k"})
         step_table("Real shapes, and 5,000 arrays", [*named, {**many, "optimizer": "adamw, 5,000 x 1k"}], device, out)

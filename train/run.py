@@ -165,7 +165,7 @@ def _train(
             board.add(last)
     newest = checkpoints.newest  # when it is written
     drawn = _draw(config, epochs, folder.path)
-    status = _say_how_it_ended(config, epochs, stopping, folder, newest)
+    status = _say_how_it_ended(config, training, epochs, stopping, folder, newest)
     console.print(f"the run is in {folder.path}{os.sep}")
     written = drawn and exported and folder.whole and not checkpoints.failed and (board is None or not board.failed)
     return status or (DONE if written else NOT_ALL_WRITTEN)
@@ -205,11 +205,16 @@ def _draw(config: Config, epochs: list[Epoch], folder: Path) -> bool:
 
 
 def _say_how_it_ended(
-    config: Config, epochs: list[Epoch], stopping: Stopping, folder: RunFolder, newest: Path | None
+    config: Config,
+    training: Training,
+    epochs: list[Epoch],
+    stopping: Stopping,
+    folder: RunFolder,
+    newest: Path | None,
 ) -> int:
     """Returns the exit status, as far as the training goes."""
     if epochs and not epochs[-1].finite:
-        print(diverged(config, epochs[-1], newest), file=sys.stderr)
+        print(diverged(config, training, epochs[-1], newest), file=sys.stderr)
         return NOT_FINITE
     if stopping.asked:
         step = epochs[-1].step if epochs else 0
@@ -221,7 +226,7 @@ def _say_how_it_ended(
     return stopping.status
 
 
-def diverged(config: Config, epoch: Epoch, newest: Path | None) -> str:
+def diverged(config: Config, training: Training, epoch: Epoch, newest: Path | None) -> str:
     """Where the loss stopped being finite, how the parameters were then, and what to do."""
     where = f"the loss is {epoch.losses[-1]} at step {epoch.step:,}, step {len(epoch.losses):,} of epoch {epoch.number}"
     norms = ", ".join(f"{name} {norm:.3g}" for name, norm in (epoch.norms or {}).items())
@@ -235,4 +240,5 @@ def diverged(config: Config, epoch: Epoch, newest: Path | None) -> str:
             f"stopped: {where}. PyTorch's run of this tutorial diverges too, since the network has no activations "
             f"and the learning rate is {config.lr}; a lower --lr, or the cifar10 recipe, stays finite"
         )
-    return f"stopped: {where}. A lower --lr, or --clip-grad-norm, may stay finite"
+    other = "--option line_search_fn=strong_wolfe" if training.closures else "--clip-grad-norm"
+    return f"stopped: {where}. A lower --lr, or {other}, may stay finite"

@@ -125,7 +125,8 @@ class _EveryK(Algorithm):
             if _is_gradient(g):
                 check_grad(params, index, p, g)
         with float64():
-            totals = jax.tree.map(_add, params, state.grads, grads)
+            sums = zip(treedef.flatten_up_to(state.grads), given, strict=True)
+            totals = treedef.unflatten([total + g if _is_gradient(g) else total for total, g in sums])
         absent = [not _is_gradient(g) and not fixed for g, fixed in zip(given, self.frozen_leaves(params), strict=True)]
         has_grad = state.has_grad | ~jnp.array(absent, bool)
 
@@ -173,11 +174,6 @@ class _EveryK(Algorithm):
 def _is_gradient(g: Any) -> bool:
     """Not None, nor the float0 that JAX gives for an integer."""
     return g is not None and g.dtype != jax.dtypes.float0
-
-
-def _add(p: jax.Array, total: jax.Array, g: Any) -> jax.Array:
-    del p  # whose tree is the one that counts
-    return total + g if _is_gradient(g) else total
 
 
 def _broadcast(x: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:

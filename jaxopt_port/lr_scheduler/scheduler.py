@@ -17,7 +17,17 @@ import optax
 
 from jaxopt_port.hyper import find_state, replace_state
 from jaxopt_port.lr_scheduler.double import Float, is_one_number, python_numbers
-from jaxopt_port.lr_scheduler.states import IDLE, Groups, Sched, check, encoded, join, scheduled, split, with_scheduled
+from jaxopt_port.lr_scheduler.states import (
+    FROZEN,
+    Groups,
+    Sched,
+    check,
+    encoded,
+    join,
+    scheduled,
+    split,
+    with_scheduled,
+)
 from jaxopt_port.number import Number, is_number, to_float64, to_numpy
 from jaxopt_port.scalars import Scalar, float64, is_known
 
@@ -334,11 +344,11 @@ def spread(groups: Groups, value: Any, wrong: str) -> list[Any]:
         return [value] * len(groups)
     if len(value) == len(groups):
         return list(value)
-    idle = [i for i, group in enumerate(groups) if group[IDLE]]
-    if len(value) == len(groups) - len(idle):
+    frozen = [i for i, group in enumerate(groups) if group[FROZEN]]
+    if len(value) == len(groups) - len(frozen):
         given = iter(value)
-        return [value[0] if group[IDLE] else next(given) for group in groups]  # any, where nothing steps
+        return [value[0] if group[FROZEN] else next(given) for group in groups]  # any, where nothing steps
     order = "group 0 is the default group, then come the ParamGroups in order"
-    if idle:
-        order += f"; frozen, to be counted or left out together: {', '.join(map(str, idle))}"
+    if frozen:
+        order += f"; frozen, to be counted or left out together: {', '.join(map(str, frozen))}"
     raise ValueError(f"{wrong.format(len(value), len(groups))} ({order})")

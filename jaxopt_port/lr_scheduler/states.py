@@ -16,7 +16,7 @@ Sched = dict[str, Any]
 Groups = list[dict[str, Any]]
 
 SCHEDULED = ("lr", "momentum", "betas")
-IDLE = "is_idle"  # whether a group is frozen
+FROZEN = "is_frozen"  # whether a group is frozen
 
 
 def scheduled(optimizer: OptState) -> Groups:
@@ -39,15 +39,15 @@ def join(optimizer: OptState, live: Groups, added: Groups) -> Groups:
 
     A group that is frozen is marked: the optimizer's state keeps no scalars for it.
     """
-    idle = [not scalars and any(optimizer.steps) for scalars in optimizer.steps]
+    frozen = [not scalars and any(optimizer.steps) for scalars in optimizer.steps]
     more = [{}] * (len(live) - len(added))
-    return [{**one, **two, IDLE: three} for one, two, three in zip(live, [*added, *more], idle, strict=True)]
+    return [{**one, **two, FROZEN: three} for one, two, three in zip(live, [*added, *more], frozen, strict=True)]
 
 
 def split(groups: Groups) -> tuple[Groups, Groups]:
     """What belongs into the optimizer's state, and what torch's schedulers add to the groups."""
     live = [{name: value for name, value in group.items() if name in SCHEDULED} for group in groups]
-    return live, [{k: v for k, v in group.items() if k not in (*SCHEDULED, IDLE)} for group in groups]
+    return live, [{k: v for k, v in group.items() if k not in (*SCHEDULED, FROZEN)} for group in groups]
 
 
 def encoded(new: Any, before: Any = None, old: Any = None) -> Any:

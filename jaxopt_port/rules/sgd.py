@@ -21,19 +21,18 @@ class SGDState(NamedTuple):
 
 
 def init(p: jax.Array, o: SimpleNamespace) -> SGDState:
-    return SGDState(jnp.full_like(p, -0.0))  # what a first gradient is added to, and keeps its bits, a zero's sign too
+    return SGDState(jnp.full_like(p, -0.0))  # adding to -0.0 changes no bit of the first gradient
 
 
 def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
     turned_on = jnp.not_equal(h.momentum, 0)
-    gain = jnp.where(s["has_buffer"], 1 - h.dampening, 1)
     c = {
         "neg_lr": -h.lr,
         "weight_decay": h.weight_decay,
         "momentum": h.momentum,
         "turned_on": turned_on,
-        "keep": jnp.where(turned_on, h.momentum, 1),  # a buffer stays as it is while there is no momentum
-        "gain": jnp.where(turned_on, gain, 0),
+        "keep": jnp.where(turned_on, h.momentum, 1),
+        "gain": jnp.where(s["has_buffer"], 1 - h.dampening, 1),
     }
     return c, {"has_buffer": s["has_buffer"] | turned_on}
 
@@ -44,7 +43,8 @@ def update(p: jax.Array, g: jax.Array, s: SGDState, c: SimpleNamespace) -> tuple
     decayed = add_weight_decay(g, p, c.weight_decay)
     if s.momentum_buffer is None:
         return p + c.neg_lr * decayed, s
-    buffer = rounded(s.momentum_buffer * c.keep) + c.gain * decayed
+    # Without momentum the buffer stays. What is selected is what is added to it: a choice of the old one would copy it.
+    buffer = rounded(s.momentum_buffer * c.keep) + jnp.where(c.turned_on, c.gain * decayed, -0.0)
     again = add_weight_decay(g, p, c.weight_decay * c.another_one)  # for its own kernel
     direction = again + c.momentum * buffer if c.nesterov else buffer
     return p + c.neg_lr * jnp.where(c.turned_on, direction, again), SGDState(buffer)
@@ -115,8 +115,7 @@ def sgd(
       \theta_t &= \theta_{t-1} - \gamma (g_t + \mu b_t \text{ if nesterov else } b_t)
 
     The first buffer is the gradient itself, without dampening; a parameter gets it at its first step with a momentum
-    that is not 0, which may come late when a scheduler turns momentum on. While momentum is 0 a buffer is multiplied by
-    1: unlike torch's, it becomes NaN with a gradient that is not finite, and a -0.0 in it may become 0.
+    that is not 0, which may come late when a scheduler turns momentum on.
 
     A row-sparse gradient, a `BCOO` as `sparse_adam` takes it, steps its rows; with momentum, the rows of all so far.
     With a weight decay it is refused, as in torch; with one that `set_hyper` sets later its rows become NaN.

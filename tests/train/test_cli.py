@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -13,9 +14,12 @@ import pytest
 
 from train.__main__ import main
 from train.command_line import parse
+from train.config import Config
+from train.epoch import Epoch
 from train.errors import UsageError
 from train.recipes import RECIPES
-from train.training import with_length
+from train.run import diverged
+from train.training import make_training, with_length
 
 
 def command(*argv: object) -> int:
@@ -87,15 +91,24 @@ def test_divergence_is_recorded_and_said(tmp_path: Path, capsys: pytest.CaptureF
     assert "PyTorch" not in error  # which nobody has run with this learning rate
 
 
-def test_the_tutorials_divergence_is_torchs_too() -> None:
-    from train.epoch import Epoch
-    from train.run import diverged
-
+def divergence(config: Config, **changes: Any) -> str:
     last = Epoch(19, 180_007, np.array([1.0, np.nan]), np.zeros(2), np.ones(2), 1.0, np.full((2, 1), 0.01))
-    message = diverged(RECIPES["tutorial"](), last._replace(norms={"Conv_0": 1e30}), None)
+    return diverged(config, make_training(config), last._replace(**changes), None)
+
+
+def test_the_tutorials_divergence_is_torchs_too() -> None:
+    message = divergence(RECIPES["tutorial"](), norms={"Conv_0": 1e30})
     assert "at step 180,007, step 2 of epoch 19" in message
     assert "Conv_0 1e+30; there is no checkpoint" in message
     assert "PyTorch's run of this tutorial diverges too" in message
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lbfgs"])
+def test_what_is_advised_after_a_divergence_is_taken(optimizer: str) -> None:
+    advised = re.search(r"A lower --lr, or (.+), may", divergence(parse(["--optimizer", optimizer, "--lr", "0.5"])))
+    assert advised
+    more = advised[1].split() + (["1"] if advised[1] == "--clip-grad-norm" else [])
+    make_training(parse(["--optimizer", optimizer, "--lr", "0.1", *more]))
 
 
 def test_a_recipe_is_what_the_other_flags_change() -> None:
