@@ -24,8 +24,10 @@ NAMES = [name for name in optim.optimizers if name != "nonlinear_cg"]
 
 
 def stepped(cls: Any, dtype: Any = torch.float32, **options: Any) -> Any:
-    """A module and its optimizer after a step."""
+    """A module, whose weights have both signs, and its optimizer after a step."""
     module = torch.nn.Linear(2, 3, bias=False, dtype=dtype)
+    with torch.no_grad():
+        module.weight.copy_(torch.linspace(-0.5, 0.4, 6).reshape(3, 2))
     optimizer = cls(module.parameters(), **options)
 
     def closure() -> Any:
