@@ -119,7 +119,7 @@ class TorchStep:
         self.optimizer = optimizer_info(name).optim_cls(self.tensors, **OPTIONS.get(name, {}), **flags)
         self.closure = None
         if name == "lbfgs":
-            self.closure, self.targets = self._loss, [tensor.grad.clone() for tensor in self.tensors]
+            self.closure, self.targets = self._loss, [tensor.grad for tensor in self.tensors]
         start = time.perf_counter()
         step = self.optimizer.step
         self.step: Callable[..., Any] = torch.compile(step) if form == "compiled" else step
