@@ -1,20 +1,25 @@
-"""`python -m train` on one device, on 8 and in 2 processes: how far the losses are apart, and the bytes of a step's
-collectives: `python -m benchmarks.train_devices [--steps 100]`.
+"""`python -m train` on one device, on 8 and in 2 processes: how far the losses are apart, the bytes of a step's
+collectives, and runs that begin on 8 devices and go on on 2: `python -m benchmarks.train_devices [--steps 100]`.
 
 Devices are virtual ones of a CPU. Bytes are those of whole arrays, counted in the compiled step.
 """
 
 import argparse
+import contextlib
 import csv
 import dataclasses
+import io
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -30,6 +35,15 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 BATCH = 16
 FIRST = 10  # steps
+BF16 = "--precision bf16"
+KINDS = (
+    "--optimizer adamw --accumulate 3",
+    "--optimizer adafactor",
+    "--optimizer muon_adamw",
+    f"--optimizer adamw {BF16}",
+    f"--optimizer muon_adamw {BF16} --accumulate 2 --clip-grad-norm 1 --ema 0.5",
+)
+SHORT = f"--limit 64 --batch-size {BATCH} --epochs 3 --checkpoint-every 4 --quiet"  # 12 steps
 
 
 def counted(config: Config) -> dict[str, int]:
@@ -98,8 +112,48 @@ def losses(flags: str, folder: Path, devices: int, processes: int = 1) -> np.nda
         output, _ = process.communicate()
         if process.returncode:
             raise RuntimeError(output)
+    return recorded(folder)
+
+
+def recorded(folder: Path) -> np.ndarray:
+    """The losses of the steps of a run."""
     with (folder / "steps.csv").open() as file:
         return np.array([float(row["loss"]) for row in csv.DictReader(file)])
+
+
+def here(devices: int, argv: str, folder: Path) -> np.ndarray:
+    """The losses of the steps of a run on so many of this process's devices."""
+    from jax import devices as all_of_them
+
+    from train import run
+    from train.__main__ import main
+    from train.devices import devices_of
+
+    def some_of(config: Config) -> Any:
+        return devices_of(config, all_of_them()[:devices])
+
+    with mock.patch.object(run, "devices_of", some_of), contextlib.redirect_stdout(io.StringIO()):
+        if status := main(argv.split()):
+            raise RuntimeError(f"{argv}: status {status}")
+    return recorded(folder)
+
+
+def gone_on(kind: str, folder: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """How far the losses of each form are from one device's, as a part of them: on 8 devices, and from the last
+    checkpoint but one on on 2."""
+    one = here(1, f"{SHORT} {kind} --run-dir {folder}/one", folder / "one")
+    if BF16 in kind:
+        float32 = here(1, f"{SHORT} {kind.replace(BF16, '')} --run-dir {folder}/float32", folder / "float32")
+        yield "one device, float32", np.abs(float32 / one - 1), np.full(1, np.nan)
+    for name in FORMS:
+        place = folder / name.strip("-")
+        form = "" if name == "whole" else name
+        eight = here(DEVICES, f"{SHORT} {kind} {form} --run-dir {place}", place)
+        newest = max((place / "checkpoints").iterdir())
+        shutil.rmtree(newest)
+        first = int(max((place / "checkpoints").iterdir()).name)
+        two = here(2, f"--resume {place}", place)
+        yield name, np.abs(eight / one - 1), np.abs(two / one - 1)[first:]
 
 
 def main() -> None:
@@ -113,6 +167,14 @@ def main() -> None:
             found, must = counted(config), wanted(config, DEVICES)
             for kind in sorted(found.keys() | must.keys()):
                 print(f"| {name} | {kind} | {found.get(kind, 0):,} | {must.get(kind, 0):,} |", flush=True)
+        print(f"\n{SHORT}: the same, on {DEVICES} devices, and from the last checkpoint but one on on 2\n")
+        print("| | | first 4 steps | all | on 2 |\n|---|---|---|---|---|", flush=True)
+        for kind in KINDS:
+            with tempfile.TemporaryDirectory() as folder:
+                for name, eight, two in gone_on(kind, Path(folder)):
+                    print(
+                        f"| {kind} | {name} | {eight[:4].max():.1e} | {eight.max():.1e} | {two.max():.1e} |", flush=True
+                    )
         return
     print(f"| {DEVICES} devices | collective | bytes a step | must be |\n|---|---|---|---|", flush=True)
     flags = f"--xla_force_host_platform_device_count={DEVICES}"

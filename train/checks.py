@@ -37,7 +37,9 @@ def check_training(config: Config, training: Training, classes: int = 10) -> Non
     try:
         state = jax.eval_shape(lambda: start(config, training._replace(scheduler=None, every_step=False), classes))
     except Exception as error:  # the options are all that could be wrong with it
-        raise UsageError(f"{optimizer}: {one_line(error)}") from error
+        is_muon = config.optimizer == "muon"
+        remedy = "Muon only supports 2D parameters, and the network has others; write --optimizer muon_adamw"
+        raise UsageError(f"{optimizer}: {remedy if is_muon else one_line(error)}") from error
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     if size > memory():
         raise UsageError(f"{optimizer}: its state takes {size:,} bytes, and there are {memory():,}")

@@ -1,6 +1,6 @@
 """The devices of a run: a mesh with one axis, `data`. Each takes its part of a batch, and of what is divided."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -169,11 +169,12 @@ def _gather(x: Any, spec: P) -> Any:
     return x if spec == WHOLE else jax.lax.all_gather(x, AXIS, axis=len(spec) - 1, tiled=True)
 
 
-def devices_of(config: Config) -> Devices | None:
-    """All devices that JAX sees, of all processes; None where that is one."""
-    if jax.device_count() == 1:
+def devices_of(config: Config, devices: Sequence[jax.Device] | None = None) -> Devices | None:
+    """Those that a run is on, by default all that JAX sees, of all processes; None where that is one."""
+    devices = jax.devices() if devices is None else devices
+    if len(devices) == 1:
         return None
-    mesh = jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+    mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
     return Devices(mesh, config.shard_params, config.shard_optimizer)
 
 

@@ -9,6 +9,9 @@ from train.errors import UsageError
 
 Factory = Callable[..., Any]
 
+# Parameters of a factory that have a flag of their own, or that torch has not.
+NO_OPTIONS = ("lr", "param_groups", "factored_axes", "weight_dimension_numbers")
+
 
 def keywords(flag: str, owner: str, texts: Sequence[str], factory: Factory) -> dict[str, Any]:
     """The keyword arguments of a factory.
@@ -25,7 +28,7 @@ def keywords(flag: str, owner: str, texts: Sequence[str], factory: Factory) -> d
     known = {
         name: parameter.default
         for name, parameter in inspect.signature(factory).parameters.items()
-        if name not in ("lr", "param_groups")
+        if name not in NO_OPTIONS
     }
     options: dict[str, Any] = {}
     for text in texts:

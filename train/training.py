@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,14 @@ from train.errors import UsageError, one_line
 from train.muon_adamw import muon_adamw
 from train.options import keywords, written
 
-OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {**optimizers, "muon_adamw": muon_adamw}
+# A kernel's axes that are the last two of torch's: the window of a convolution, in and out of a dense layer.
+FACTORED_AXES = (0, 1)
+
+OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {
+    **optimizers,
+    "adafactor": partial(optimizers["adafactor"], factored_axes=FACTORED_AXES),
+    "muon_adamw": muon_adamw,
+}
 
 # The others are made of functions or of schedulers, which a flag cannot give.
 SCHEDULERS: Mapping[str, Callable[..., Scheduler]] = {

@@ -189,8 +189,9 @@ def update(port: Port, step: Step, state: Tree, trainable: Tree, name: str, move
         return text + (_shift(schedule, step.number, rate) if np.isfinite(rate) else ""), "schedule"
     if rest < UNIFORM and abs(c - 1) > UNIFORM:
         return f"its step is {number(c)} times torch's: the rate, {number(theirs.get('lr', 0.0))} in torch", "update"
-    decay = _decay(moved, name, theirs)
-    return decay, "update"
+    if kind(port, name) == "Adafactor" and (factors := port.factored_otherwise(state, step, trainable)):
+        return factors, "update"
+    return _decay(moved, name, theirs), "update"
 
 
 def _decay(moved: Moved, name: str, theirs: dict[str, Any]) -> str:

@@ -17,6 +17,11 @@ from jaxopt_port.torch_interop import layout
 
 Tree = Any
 
+FACTORED = (
+    "Adafactor factors the last two axes of torch's array, and the port's optimizer others: the last two of a torch "
+    "convolution are the first two of a flax kernel, adafactor(factored_axes=(0, 1))"
+)
+
 
 class Scheduled:
     """An optimizer whose scheduler steps with it, as one thing that `follow` can step.
@@ -229,6 +234,15 @@ class Port:
 
     def _filled(self, state: Any, states: dict[str, Arrays], number: int, step: Step, trainable: Tree) -> Any:
         """The state of one optimizer with the moments of torch's of that number."""
+        loaded, own = self._loaded(states, number, step, trainable), find_state(state)
+        if jax.tree.structure((own.steps, own.slots)) != jax.tree.structure((loaded.steps, loaded.slots)):
+            raise ValueError("the state has another form than torch's")
+        if jax.tree.map(jnp.shape, own.slots) != jax.tree.map(jnp.shape, loaded.slots):
+            raise ValueError(FACTORED)
+        return replace_state(state, own._replace(steps=loaded.steps, slots=loaded.slots))
+
+    def _loaded(self, states: dict[str, Arrays], number: int, step: Step, trainable: Tree) -> Any:
+        """The state that an optimizer with torch's options has."""
         one = self.trace.optimizers[number]
         kind = str(one["kind"])
         factory = optimizers["sparse_adam" if kind == "SparseAdam" else kind.lower()]
@@ -243,11 +257,17 @@ class Port:
             for group, options in zip(one["groups"], step.hyper[number], strict=True)
         ]
         state_dict = {"state": {ids[n]: s for n, s in states.items() if n in ids}, "param_groups": groups}
-        loaded = torch_interop.load_optimizer(factory, state_dict, trainable, self.mapping)[1]
-        own = find_state(state)
-        if jax.tree.structure((own.steps, own.slots)) != jax.tree.structure((loaded.steps, loaded.slots)):
-            raise ValueError("the state has another form than torch's")
-        return replace_state(state, own._replace(steps=loaded.steps, slots=loaded.slots))
+        return torch_interop.load_optimizer(factory, state_dict, trainable, self.mapping)[1]
+
+    def factored_otherwise(self, state: Any, step: Step, trainable: Tree) -> str:
+        """What is to be said of an Adafactor whose factors are along other axes than torch's; nothing of another."""
+        try:
+            for i, own in enumerate(state if isinstance(self.optimizer, Several) else [state]):
+                if self.trace.optimizers[i]["kind"] == "Adafactor":
+                    self._filled(own, {}, i, step, trainable)
+        except ValueError as error:
+            return FACTORED if str(error) == FACTORED else ""
+        return ""
 
     def stepped(self, grad: Tree, state: Any, params: Tree, count: int) -> tuple[Tree, Any]:
         """A step with a gradient that is there already, of an optimizer that may want it in `count` parts."""

@@ -24,6 +24,8 @@ from jaxopt_port.scalars import (
     python_min,
 )
 
+LAST_TWO = -2, -1  # axes
+
 
 class AdafactorState(NamedTuple):
     row_var: jax.Array | None  # of arrays with two or more axes
@@ -34,8 +36,9 @@ class AdafactorState(NamedTuple):
 def init(p: jax.Array, o: SimpleNamespace) -> AdafactorState:
     if p.ndim < 2:
         return AdafactorState(None, None, jnp.zeros_like(p))
-    with float64():  # without it a sum of float64 is float32
-        row, col = (jnp.sum(p, axis, keepdims=True) for axis in (-1, -2))  # on a mesh it keeps the other axis' sharding
+    row_axis, col_axis = o.factored_axes or LAST_TWO
+    with float64():  # without it a sum of float64 is float32; on a mesh it keeps the other axes' sharding
+        row, col = (jnp.sum(p, axis, keepdims=True) for axis in (col_axis, row_axis))
         return AdafactorState(jnp.zeros_like(row), jnp.zeros_like(col), None)
 
 
@@ -62,9 +65,10 @@ def update(p: jax.Array, g: jax.Array, s: AdafactorState, c: SimpleNamespace) ->
     else:
         assert s.row_var is not None
         assert s.col_var is not None
-        row_var = lerp(s.row_var, jnp.square(norm(g, -1)) / g.shape[-1], weight)
-        col_var = lerp(s.col_var, jnp.square(norm(g, -2)) / g.shape[-2], weight)
-        variance = row_var * col_var / jnp.maximum(jnp.mean(row_var, -2, keepdims=True), least)
+        row_axis, col_axis = c.factored_axes or LAST_TWO
+        row_var = lerp(s.row_var, jnp.square(norm(g, col_axis)) / g.shape[col_axis], weight)
+        col_var = lerp(s.col_var, jnp.square(norm(g, row_axis)) / g.shape[row_axis], weight)
+        variance = row_var * col_var / jnp.maximum(jnp.mean(row_var, row_axis, keepdims=True), least)
         s = AdafactorState(row_var, col_var, None)
     direction = 1 / rounded(jnp.sqrt(jnp.maximum(variance, least_square))) * g
     with float64():
@@ -85,9 +89,20 @@ def check(o: Mapping[str, Any]) -> None:
     check_should_be("epsilon2", eps2, at_least=0)
     check_should_be("Clipping threshold d", o["d"], at_least=1)
     check_should_be("weight_decay", o["weight_decay"], at_least=0)
+    axes = o["factored_axes"]
+    two = isinstance(axes, tuple) and len(axes) == 2 and all(type(axis) is int for axis in axes)
+    if axes is not None and not two:
+        raise ValueError(f"factored_axes must be two axes, such as (0, 1), or None for the last two, not {axes!r}")
 
 
 def check_param(p: jax.Array, o: SimpleNamespace) -> None:
+    if o.factored_axes is not None and p.ndim > 1:
+        outside = [axis for axis in o.factored_axes if not -p.ndim <= axis < p.ndim]
+        if outside or len({axis % p.ndim for axis in o.factored_axes}) == 1:
+            raise ValueError(
+                f"factored_axes {o.factored_axes} does not fit a parameter with size {list(p.shape)}: they must be two "
+                "different axes of it"
+            )
     if jnp.iscomplexobj(p):
         raise RuntimeError("Adafactor does not support complex parameters")
 
@@ -115,6 +130,7 @@ def adafactor(
     weight_decay: Scalar = 0.0,
     *,
     maximize: bool = False,
+    factored_axes: tuple[int, int] | None = None,
     param_groups: Sequence[ParamGroup] = (),
 ) -> Optimizer:
     r"""Adafactor: torch.optim.Adafactor.
@@ -129,8 +145,9 @@ def adafactor(
                   - \frac{\alpha_t}{\max(1, \operatorname{RMS}(u_t) / d)} u_t
 
     Vectors and scalars keep their whole second moment, :math:`v_t = (1 - w_t) v_{t-1} + w_t g_t^2`. Arrays with more
-    than two axes are factored over the last two: a Flax kernel `[height, width, in, out]` over in and out, where torch
-    factors `[out, in, height, width]` over the window.
+    than two axes are factored over the last two, as in torch: its kernel `[out, in, height, width]` over the window. A
+    Flax kernel `[height, width, in, out]` has these first: `factored_axes=(0, 1)` takes torch's steps, for the kernels
+    `[in, out]` in the same group too (a matrix has but two axes, and which comes first makes no difference).
 
     The root mean square of the parameter is taken before its decay, and the decay uses `lr` itself. One that is NaN
     counts as 0, and that of :math:`u_t` as 1, as Python's `max` has it. With `eps[0]=None` each parameter uses the
@@ -143,13 +160,15 @@ def adafactor(
       d: :math:`d`, clips the root mean square of the step, at least 1; live.
       weight_decay: :math:`\lambda`, decoupled; live.
       maximize: ascend; static.
+      factored_axes: which two axes are torch's last two, `(row axis, column axis)`, of arrays with two or more; by
+        default the last two here; static, may differ by group.
       param_groups: parameters with options of their own.
 
     Returns:
       An `Optimizer`.
 
     Raises:
-      ValueError: an option out of range, in torch's words.
+      ValueError: an option out of range, in torch's words; axes that a parameter does not have (`init`).
       RuntimeError: a complex parameter (`init`).
 
     Example:

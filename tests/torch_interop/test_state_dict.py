@@ -179,12 +179,42 @@ def test_adafactors_factors_change_places_with_the_axes() -> None:
     np.testing.assert_array_equal(exported["row_var"], rows)
     np.testing.assert_array_equal(exported["col_var"], columns)
 
-    kernel = {"Conv_0": {"kernel": jnp.ones((3, 3, 2, 4))}}
-    mapping = layout.infer({"c.weight": (4, 2, 3, 3)}, kernel)
-    factored = {"step": np.float32(1), "row_var": np.ones((4, 2, 3, 1)), "col_var": np.ones((4, 2, 1, 3))}
-    state_dict = {"state": {0: factored}, "param_groups": [{**group, "params": [0]}]}
-    with pytest.raises(ValueError, match=r"Adafactor factors the last two axes, and those of 'c.weight'"):
-        load_optimizer(optim.adafactor, state_dict, kernel, mapping)
+
+def test_adafactors_factors_of_a_convolution_are_along_the_same_axes() -> None:
+    params = {"Conv_0": {"kernel": jnp.ones((3, 5, 2, 4))}, "Dense_0": {"kernel": jnp.ones((2, 3))}}
+    mapping = layout.infer({"c.weight": (4, 2, 3, 5), "fc.weight": (3, 2)}, params)
+    rng = np.random.default_rng(0)
+    rows, columns = (rng.random(shape, np.float32) for shape in ((4, 2, 3, 1), (4, 2, 1, 5)))
+    of_dense = {"step": np.float32(1), "row_var": np.ones((3, 1)), "col_var": np.ones((1, 2))}
+    of_convolution = {"step": np.float32(1), "row_var": rows, "col_var": columns}
+    group = {"lr": 0.1, "beta2_decay": -0.8, "eps": (None, 1e-3), "d": 1.0, "weight_decay": 0.0, "params": [0, 1]}
+    state_dict = {"state": {0: of_convolution, 1: of_dense}, "param_groups": [group]}
+    optimizer, state = load_optimizer(optim.adafactor, state_dict, params, mapping)
+    assert "factored_axes=(0, 1)" in repr(optimizer)
+    np.testing.assert_array_equal(state.slots.row_var["Conv_0"]["kernel"], rows.transpose(2, 3, 1, 0))
+    np.testing.assert_array_equal(state.slots.col_var["Conv_0"]["kernel"], columns.transpose(2, 3, 1, 0))
+    exported = optimizer_state_dict(optimizer, state, params, mapping)
+    assert "factored_axes" not in exported["param_groups"][0]
+    for number, one in state_dict["state"].items():
+        for name, array in one.items():
+            np.testing.assert_array_equal(exported["state"][number][name], array)
+
+    other = optim.adafactor(0.1)  # of the last two axes
+    params, state = other.step(params, other.init(params), params)
+    with pytest.raises(ValueError, match=r"'c.weight' \[4, 2, 3, 5\] are 0 and 1 in flax .*factored_axes=\(0, 1\)\)"):
+        optimizer_state_dict(other, state, params, mapping)
+
+
+def test_one_adafactor_has_one_way_to_factor_for_a_group() -> None:
+    params = {"Conv_0": {"kernel": jnp.ones((3, 3, 2, 4))}, "stack": jnp.ones((2, 3, 4))}
+    mapping = layout.infer({"c.weight": (4, 2, 3, 3), "stack": (2, 3, 4)}, params)
+    group = {"lr": 0.1, "beta2_decay": -0.8, "eps": (None, 1e-3), "d": 1.0, "weight_decay": 0.0}
+    with pytest.raises(ValueError, match=r"c\.weight and stack do, and Adafactor has one way for a group"):
+        load_optimizer(optim.adafactor, {"state": {}, "param_groups": [{**group, "params": [0, 1]}]}, params, mapping)
+    groups = [{**group, "params": [i], "param_names": [name]} for i, name in enumerate(("c.weight", "stack"))]
+    _, state = load_optimizer(optim.adafactor, {"state": {}, "param_groups": groups}, params, mapping)
+    assert state.slots.row_var["Conv_0"]["kernel"].shape == (3, 1, 2, 4)
+    assert state.slots.row_var["stack"].shape == (2, 3, 1)
 
 
 def test_one_parameter_of_torchs_that_is_three_here() -> None:

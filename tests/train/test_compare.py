@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import jaxopt_port as optim
 from train import data
 from train.compare import comparison
 from train.compare.__main__ import arguments, main
@@ -50,6 +51,23 @@ def test_an_optimizer_that_takes_closures() -> None:
     found = comparison.followed(config, make_training(config), 4.0, digits())
     assert found.ok, found.verdict
     assert len(found.points) == 2
+
+
+def test_adafactor_factors_what_torch_factors() -> None:
+    config = replace(CONFIG, optimizer="adafactor", steps=2)
+    found = comparison.followed(config, make_training(config), 4.0, digits())
+    assert found.ok, found.verdict
+    of_last_two = make_training(config)._replace(optimizer=optim.adafactor(0.01))
+    blamed = comparison.followed(config, of_last_two, 4.0, digits()).blamed
+    assert blamed is not None
+    assert (blamed.step, blamed.stage, blamed.parameter) == (1, "update", "0.weight")
+    assert "adafactor(factored_axes=(0, 1))" in blamed.why
+
+
+def test_rprop_multiplies_gradients_that_are_nearly_zero() -> None:
+    config = replace(CONFIG, optimizer="rprop", steps=4)  # in the fourth, products of 8.weight's are below 1e-38
+    found = comparison.followed(config, make_training(config), 4.0, digits())
+    assert found.ok, found.verdict
 
 
 def test_another_schedule_is_found() -> None:

@@ -202,7 +202,7 @@ def test_what_cannot_be_resumed_or_written(
         assert message in printed
     assert command("--export-torch", tmp_path / "nowhere" / "out.pt", *run) == 2
     assert "in one that does not exist" in capsys.readouterr().err
-    for optimizer, message in {"adafactor": "factors the last two axes", "nonlinear_cg": "torch has no"}.items():
+    for optimizer, message in {"muon_adamw": "two optimizers in torch", "nonlinear_cg": "torch has no"}.items():
         monkeypatch.setattr(
             sys, "argv", ["train", "--optimizer", optimizer, "--export-torch", str(tmp_path / "out.pt")]
         )

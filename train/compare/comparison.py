@@ -49,7 +49,7 @@ def followed(config: Config, training: Training, times: float, read: Data) -> po
         trace = Path(folder) / "run.trace"
         try:
             run = Run(config, read.train, read.test)
-            run.recorded(trace)
+            run.recorded(trace, flush=jax.default_backend() == "cpu")
         except (RuntimeError, ValueError, TypeError) as error:  # what torch's optimizer does not take
             raise UsageError(f"--optimizer {config.optimizer}: PyTorch's run ended: {one_line(error)}") from error
         return port.follow(

@@ -64,8 +64,21 @@ class Run:
         self.batches = 0
         self.metrics: list[float] = []
 
-    def recorded(self, path: Path) -> None:
-        """All of it, written down for `jaxopt_port.compare.follow`; it ends where the loss is not finite."""
+    def recorded(self, path: Path, flush: bool) -> None:
+        """All of it, written down for `jaxopt_port.compare.follow`; it ends where the loss is not finite.
+
+        Args:
+          path: of the file.
+          flush: whether numbers too small for all their digits count as zeros, as they do for XLA on a CPU. Rprop
+            multiplies two gradients, and takes another step where the product is none.
+        """
+        torch.set_flush_denormal(flush)
+        try:
+            self._record(path)
+        finally:
+            torch.set_flush_denormal(False)
+
+    def _record(self, path: Path) -> None:
         with record(self.model, self.optimizer, path, full=FULL) as r:
             self.recorder = r
             for step in FULL:

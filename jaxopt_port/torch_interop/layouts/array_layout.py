@@ -40,11 +40,6 @@ class Layout(NamedTuple):
         return np.ascontiguousarray(x).reshape(self.torch)
 
     @property
-    def is_same(self) -> bool:
-        """Whether the arrays are the same."""
-        return self.torch == self.flax and self.order == tuple(range(len(self.order))) and not self.flip
-
-    @property
     def torch_axes(self) -> Shape:
         """Of each axis of flax's array, which axis of torch's it is, or is in: a kernel of `linear` has (1, 0)."""
         owners = _owners(self.split, self.torch)
@@ -55,9 +50,12 @@ class Layout(NamedTuple):
         )
 
     @property
-    def is_transposition(self) -> bool:
-        """Whether a matrix is transposed, and nothing else."""
-        return self.torch == self.split and self.order == (1, 0) and self.flax == self.torch[::-1] and not self.flip
+    def last_two(self) -> tuple[int, int] | None:
+        """Which axes of flax's array are the last two of torch's; None where each is not an axis of its own."""
+        if len(self.torch) < 2 or len(self.flax) < 2 or self.split != self.torch or len(self.flax) != len(self.torch):
+            return None
+        axes = self.torch_axes
+        return axes.index(len(axes) - 2), axes.index(len(axes) - 1)
 
 
 class Source(NamedTuple):

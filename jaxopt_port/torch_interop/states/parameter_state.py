@@ -60,18 +60,15 @@ def _filled(slot: Any, parameter: Parameter, part: int, state: State) -> Any:
         found = state.get(name)
         if old is None or (found is None and name == "momentum_buffer"):
             return old
+        if name in FACTORS:
+            return _array(_factor_to_flax(name, parameter, slot, state), old)
         return _array(_to_flax(name, parameter, part, state), old)
 
     return slot._replace(**{name: put(name, old) for name, old in zip(slot._fields, slot, strict=True)})
 
 
 def _to_flax(name: str, parameter: Parameter, part: int, state: State) -> np.ndarray:
-    entry = parameter.entries[part]
-    if name in FACTORS:
-        if _transposed(parameter):
-            return _found(FACTORS[name], parameter, state).swapaxes(-1, -2)
-        return _found(name, parameter, state)
-    array = _found(name, parameter, state)
+    entry, array = parameter.entries[part], _found(name, parameter, state)
     return entry.layout.to_flax(np.split(array, entry.source.parts)[part] if len(parameter.entries) > 1 else array)
 
 
@@ -83,15 +80,33 @@ def _found(name: str, parameter: Parameter, state: State) -> np.ndarray:
     return as_array(state[name])
 
 
-def _transposed(parameter: Parameter) -> bool:
-    """Whether Adafactor's factors are those of the transposed matrix; the only layout but the same that has any."""
+def _factor_to_flax(name: str, parameter: Parameter, slot: Any, state: State) -> np.ndarray:
+    """Adafactor's row or column: torch's is the mean along an axis, which is somewhere else here."""
+    factor = _found(_factors(parameter, slot)[name], parameter, state)
+    whole = parameter.entries[0].layout.to_flax(np.broadcast_to(factor, parameter.shape))
+    return whole[tuple(slice(size) for size in getattr(slot, name).shape)]
+
+
+def _factors(parameter: Parameter, slot: Any) -> dict[str, str]:
+    """Which factor of torch's each of Adafactor's is: the same, or where the axes have changed places the other.
+
+    Raises:
+      ValueError: it is neither.
+    """
     layout = parameter.entries[0].layout
-    if len(parameter.entries) > 1 or not (layout.is_same or layout.is_transposition):
-        raise ValueError(
-            f"Adafactor factors the last two axes, and those of {parameter.name!r} {list(parameter.shape)} are others "
-            f"in flax ({layout.name}): its state cannot be carried over"
-        )
-    return layout.is_transposition
+    axes = None if len(parameter.entries) > 1 else layout.last_two
+    if axes is not None:
+        row, column = ((*layout.flax[:axis], 1, *layout.flax[axis + 1 :]) for axis in axes)
+        if (slot.row_var.shape, slot.col_var.shape) == (column, row):
+            return {"row_var": "row_var", "col_var": "col_var"}
+        if (slot.row_var.shape, slot.col_var.shape) == (row, column):
+            return FACTORS
+    here = "are others" if axes is None else f"are {min(axes)} and {max(axes)}"
+    remedy = "its state cannot be carried over" if axes is None else f"write adafactor(factored_axes={axes})"
+    raise ValueError(
+        f"Adafactor factors the last two axes, and those of {parameter.name!r} {list(parameter.shape)} {here} in flax "
+        f"({layout.name}): {remedy}"
+    )
 
 
 def _array(x: np.ndarray, like: jax.Array) -> jax.Array:
@@ -198,6 +213,6 @@ def saver(
 def _to_torch(name: str, parameter: Parameter, slots: Sequence[Any]) -> np.ndarray:
     if name not in FACTORS:
         return torch_array(parameter.name, parameter.entries, [np.asarray(getattr(slot, name)) for slot in slots])
-    if _transposed(parameter):
-        return np.array(getattr(slots[0], FACTORS[name])).swapaxes(-1, -2).copy()
-    return np.array(getattr(slots[0], name))
+    layout, factor = parameter.entries[0].layout, np.asarray(getattr(slots[0], _factors(parameter, slots[0])[name]))
+    whole = layout.to_torch(np.broadcast_to(factor, layout.flax))
+    return whole[tuple(slice(size) for size in _shape(name, parameter))].copy()

@@ -22,7 +22,8 @@ HINTS: Mapping[str, Mapping[str, Any]] = {
     "sgd": {"foreach": None, "differentiable": False, "fused": None},
 }
 MATRICES = "weight_dimension_numbers"  # Muon's argument for what are rows and columns
-OURS = ("param_groups", MATRICES)  # what a factory takes and torch has not
+FACTORED = "factored_axes"  # Adafactor's for what it factors
+OURS = ("param_groups", MATRICES, FACTORED)  # what a factory takes and torch has not
 # What torch's schedulers add to the groups.
 SCHEDULED = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
 # What an old state dict may lack: torch's __setstate__ adds it, with the value that is our default. A group with
@@ -102,14 +103,35 @@ def exported_options(optimizer: Optimizer, group: int) -> dict[str, Any]:
 
 
 def matrix_options(factory: Callable[..., Optimizer], groups: Sequence[Sequence[Parameter]]) -> list[dict[str, Any]]:
-    """What tells Muon in each group which axes of ours are torch's rows and columns, on which its step depends.
+    """What tells Muon and Adafactor in each group which axes of ours are torch's rows and columns, on which their steps
+    depend.
 
     Raises:
-      ValueError: a matrix of torch's that is several arrays, or a group whose matrices lie in several ways.
+      ValueError: a matrix of Muon's that is several arrays here, or a group whose matrices lie in several ways.
     """
-    if MATRICES not in inspect.signature(factory).parameters:
-        return [{} for _ in groups]
-    return [{MATRICES: _dimension_numbers(inside)} for inside in groups]
+    for name, found in ((MATRICES, _dimension_numbers), (FACTORED, _factored_axes)):
+        if name in inspect.signature(factory).parameters:
+            return [{name: found(inside)} for inside in groups]
+    return [{} for _ in groups]
+
+
+def _factored_axes(inside: Sequence[Parameter]) -> tuple[int, int] | None:
+    """Those of torch's last two axes in flax; None where they are the last two there, or where no two axes are."""
+    lie: dict[tuple[int, int], str] = {}
+    default = True
+    for parameter in inside:
+        axes = parameter.entries[0].layout.last_two
+        if len(parameter.entries) == 1 and axes is not None:
+            lie.setdefault((min(axes), max(axes)), parameter.name)
+            default = default and sorted(axes) == [len(parameter.shape) - 2, len(parameter.shape) - 1]
+    if default:
+        return None
+    if len(lie) > 1:
+        raise ValueError(
+            f"parameters of one group lie in several ways in flax, as {' and '.join(lie.values())} do, and Adafactor "
+            "has one way for a group: give each a group of its own in torch"
+        )
+    return next(iter(lie))
 
 
 def _dimension_numbers(inside: Sequence[Parameter]) -> MuonDimensionNumbers | None:
