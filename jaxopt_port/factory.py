@@ -43,7 +43,9 @@ def factory(rule: Rule, **fixed: Any) -> Callable[[F], F]:
       >>> from typing import NamedTuple
       >>> class Nothing(NamedTuple):
       ...     pass
-      >>> rule = Rule("descent", Nothing, lambda step, h, s: ({"lr": h.lr}, s), lambda p, g, s, c: (p - c.lr * g, s))
+      >>> def update(p, g, slot, c):
+      ...     return p - c.lr * g, slot
+      >>> rule = Rule("descent", Nothing, lambda step, hyper, state: ({"lr": hyper.lr}, state), update)
       >>> @factory(rule)
       ... def descent(lr: float = 0.1, *, param_groups=()) -> Optimizer: ...
       >>> optimizer = descent(lr=0.5)

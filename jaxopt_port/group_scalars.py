@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_port.number import is_number, to_float64
+from jaxopt_port.rule import Scalars, ScalarState
 from jaxopt_port.scalars import float64
 
-Scalars = dict[str, jax.Array]
-ScalarState = dict[str, jax.Array]
 Static = tuple[tuple[str, Any], ...]
 
 
@@ -59,9 +58,9 @@ def _group_scalars(
     all_move = known is not None and all(known)
     if not all_move:
         old = {name: jnp.broadcast_to(value, mask.shape) for name, value in old.items()}
-    h = SimpleNamespace(**jax.tree.map(to_float64, live, is_leaf=is_number), **dict(static))
+    hyper = SimpleNamespace(**jax.tree.map(to_float64, live, is_leaf=is_number), **dict(static))
     step = old["step"] + jnp.ones((), old["step"].dtype)
-    c, rest = scalars(step.astype(jnp.float64), h, {name: value for name, value in old.items() if name != "step"})
+    c, rest = scalars(step.astype(jnp.float64), hyper, {name: value for name, value in old.items() if name != "step"})
     new = {name: jnp.asarray(value, old[name].dtype) for name, value in {"step": step, **rest}.items()}
     if not all_move:
         new = {name: jnp.where(mask, value, old[name]) for name, value in new.items()}

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxopt_port.sharding import sharded_as, side_by_side
 
 Tree = Any
-Scalars = dict[str, Any]
+Scalars = dict[str, Any]  # what a rule computes from hyper-parameters for a step
+ScalarState = dict[str, jax.Array]  # what it keeps of scalars from step to step
 
 
 def _takes_all(*_: Any) -> None:
@@ -39,9 +40,9 @@ class Rule(NamedTuple):
     Args:
       name: of the optimizer, in lower case.
       slots: the NamedTuple of what is kept for a parameter, with torch's names.
-      scalars: `(step, h, s) -> (c, s)`, torch's Python-float arithmetic in float64. `step` counts from 1, `h` has
-        the group's options as attributes, `s` is a dict of the scalar state beside `step`. All may be vectors with an
-        element a parameter, so it is elementwise. What it returns in `c`, a dict, `update` gets.
+      scalars: `(step, hyper, state) -> (c, state)`, torch's Python-float arithmetic in float64. `step` counts from 1,
+        `hyper` has the group's options as attributes, `state` is a dict of the scalar state beside `step`. All may be
+        vectors with an element a parameter, so it is elementwise. What it returns in `c`, a dict, `update` gets.
       update: `(p, g, slot, c) -> (p, slot)`, torch's tensor arithmetic. `c` has the group's static options and the
         scalars as attributes, these rounded to the array's dtype as torch rounds a number that meets a tensor, and
         `dtype`, the parameter's own (16-bit parameters are computed in float32); `one` and `another_one` are 1 at every
@@ -64,7 +65,7 @@ class Rule(NamedTuple):
 
     name: str
     slots: Any
-    scalars: Callable[[jax.Array, SimpleNamespace, dict[str, jax.Array]], tuple[Scalars, dict[str, jax.Array]]]
+    scalars: Callable[[jax.Array, SimpleNamespace, ScalarState], tuple[Scalars, ScalarState]]
     update: Callable[[jax.Array, Any, Any, SimpleNamespace], tuple[jax.Array, Any]]
     init: Callable[[jax.Array, SimpleNamespace], Any] | None = None
     check: Callable[[Mapping[str, Any]], None] = _takes_all

@@ -93,6 +93,14 @@ def check_should_be(what: str, value: Scalar, at_least: float) -> None:
         raise ValueError(f"{what} should be >= {at_least:g} but is: {value}")
 
 
+def check_moments(options: Mapping[str, Any]) -> None:
+    """Raise what torch's Adam and those like it raise for `lr`, `eps`, `betas` and `weight_decay`, in that order."""
+    check_lr(options["lr"])
+    check_at_least_0("epsilon value", options["eps"])
+    check_betas(options["betas"])
+    check_at_least_0("weight_decay value", options["weight_decay"])
+
+
 def check_betas(betas: Sequence[Scalar]) -> None:
     """Raise what torch raises for betas outside [0, 1), and at once where they are not two."""
     check_pair("betas", betas)

@@ -154,27 +154,29 @@ class ClosureAlgorithm(Algorithm):
         """
         raise NotImplementedError
 
-    def tolerance_grad(self, h: SimpleNamespace, slots: Any, grad: jax.Array, n_iter: jax.Array) -> Any:
+    def tolerance_grad(self, hyper: SimpleNamespace, slots: Any, grad: jax.Array, n_iter: jax.Array) -> Any:
         """The largest element of a gradient that counts as zero in a step."""
-        return h.tolerance_grad
+        return hyper.tolerance_grad
 
-    def run(self, evaluate: Evaluate, at: Progress, h: SimpleNamespace, n_iter: jax.Array, limits: Limits) -> Progress:
+    def run(
+        self, evaluate: Evaluate, at: Progress, hyper: SimpleNamespace, n_iter: jax.Array, limits: Limits
+    ) -> Progress:
         """Iterate until a limit is reached.
 
         Args:
           evaluate: the loss and its flat gradient.
           at: the first evaluation, and the state.
-          h: the live hyper-parameters in the vector's dtype.
+          hyper: the live hyper-parameters in the vector's dtype.
           n_iter: the iterations of all earlier calls.
           limits: of this call.
         """
         raise NotImplementedError
 
     def run_step(
-        self, evaluate: Evaluate, at: Progress, h: SimpleNamespace, n_iter: jax.Array, limits: Limits
+        self, evaluate: Evaluate, at: Progress, hyper: SimpleNamespace, n_iter: jax.Array, limits: Limits
     ) -> Progress:
         """The same for one step, which may have a torch to follow."""
-        return self.run(evaluate, at, h, n_iter, limits)
+        return self.run(evaluate, at, hyper, n_iter, limits)
 
     def __reduce__(self) -> Any:
         return partial(type(self), self.live, **self.static), ()
@@ -288,8 +290,8 @@ class ClosureAlgorithm(Algorithm):
         self, evaluate: Evaluate, loss: Any, grad: jax.Array, state: OptState, leaves: Leaves
     ) -> tuple[Leaves, OptState]:
         """One step, given the first evaluation."""
-        h = self.live_values(state, grad.dtype)
-        tolerance = self.tolerance_grad(h, state.slots, grad, state.steps[0]["n_iter"])
+        hyper = self.live_values(state, grad.dtype)
+        tolerance = self.tolerance_grad(hyper, state.slots, grad, state.steps[0]["n_iter"])
         limits = Limits(jnp.int32(self.static["max_iter"]), jnp.int32(self.static["max_eval"]), tolerance)
         end = self.go(self.run_step, evaluate, loss, grad, state, leaves, limits)
         return end.x, self.ended(state, end)
@@ -314,8 +316,8 @@ class ClosureAlgorithm(Algorithm):
         like_params, treedef = jax.tree.flatten(state.slots.d)
         slots = state.slots._replace(d=sharded_as(state.slots.prev_flat_grad, flatten(like_params, leaves)))
         at = Progress.first(leaves, *seen(loss, grad), slots)
-        h = self.live_values(state, grad.dtype)
-        end = run(lambda x: seen(*evaluate(x)), at, h, state.steps[0]["n_iter"], limits)
+        hyper = self.live_values(state, grad.dtype)
+        end = run(lambda x: seen(*evaluate(x)), at, hyper, state.steps[0]["n_iter"], limits)
         stop = or_non_finite(end.slots.stop, end.loss, end.grad, *end.x)
         slots = end.slots._replace(d=treedef.unflatten(unflatten(end.slots.d, leaves)), stop=stop)
         return end._replace(loss=sign * end.loss, slots=slots)

@@ -13,7 +13,7 @@ from jaxopt_port.closure.stop import Stop, first_of
 
 
 def run(
-    evaluate: Evaluate, at: Progress, h: SimpleNamespace, n_iter: jax.Array, limits: Limits, searches: bool
+    evaluate: Evaluate, at: Progress, hyper: SimpleNamespace, n_iter: jax.Array, limits: Limits, searches: bool
 ) -> Progress:
     """Iterate until the gradient is small, nothing comes down any more, or a limit is reached.
 
@@ -25,7 +25,7 @@ def run(
     Args:
       evaluate: the loss and its flat gradient.
       at: the first evaluation, and the state.
-      h: the live hyper-parameters in the vector's dtype.
+      hyper: the live hyper-parameters in the vector's dtype.
       n_iter: the iterations of all earlier calls.
       limits: of this call.
       searches: whether there is a line search; without one every step is as long as `lr` says.
@@ -40,7 +40,7 @@ def run(
         unit = power_of_two(largest(d))
         along = d / unit
         shortened = s.stored == 0 if searches else n_iter + now.iters == 0
-        t = h.lr * jnp.where(shortened, jnp.minimum(unit, 1 / jnp.sum(jnp.abs(along))), unit)
+        t = hyper.lr * jnp.where(shortened, jnp.minimum(unit, 1 / jnp.sum(jnp.abs(along))), unit)
         if searches:
             found = strong_wolfe(
                 lambda t: evaluate(move(now.x, t, along)), t, along, now.loss, now.grad, dot(now.grad, along),
