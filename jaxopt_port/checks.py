@@ -20,7 +20,7 @@ def flatten_like(treedef: Any, tree: Tree, what: str, like: str = "the parameter
     except (ValueError, TypeError) as error:
         why = error
     try:
-        treedef.flatten_up_to(jax.tree.map(_Form, tree))
+        treedef.flatten_up_to(jax.tree.map(_Shown, tree))
     except (ValueError, TypeError) as error:
         why = error  # with shapes in place of numbers
     raise ValueError(
@@ -29,7 +29,7 @@ def flatten_like(treedef: Any, tree: Tree, what: str, like: str = "the parameter
     )
 
 
-class _Form:
+class _Shown:
     """How an array is shown in an error."""
 
     def __init__(self, x: Any):

@@ -125,11 +125,11 @@ def _like(group: Mapping[str, Any], index: int, name: str, value: Any) -> Any:
         )
     new = jax.tree.leaves(value)
     numbers = all(isinstance(x, NUMBER) and not np.iscomplexobj(x) for x in new)
-    if _form(group[name]) != _form(value) or not numbers:
-        raise ValueError(f"{name!r} of group {index} must be {_form(group[name])}, not {value!r}")
+    if _wanted(group[name]) != _wanted(value) or not numbers:
+        raise ValueError(f"{name!r} of group {index} must be {_wanted(group[name])}, not {value!r}")
     sizes = list(map(np.size, new))
     if set(sizes) != {1}:
-        raise ValueError(f"{name!r} of group {index} must be {_form(group[name])}, not an array of {max(sizes)}")
+        raise ValueError(f"{name!r} of group {index} must be {_wanted(group[name])}, not an array of {max(sizes)}")
     if isinstance(value, list):
         value = tuple(value)
     return jax.tree.map(in_place_of, group[name], value, is_leaf=is_number)
@@ -150,7 +150,8 @@ def in_place_of(old: Number, value: Any) -> Number:
     return treedef.unflatten([jnp.asarray(parts)])
 
 
-def _form(value: Any) -> str:
+def _wanted(value: Any) -> str:
+    """What a value in place of this one has to be, in words."""
     if isinstance(value, tuple | list) and not is_number(value):
-        return f"({', '.join(map(_form, value))})"
+        return f"({', '.join(map(_wanted, value))})"
     return repr(value) if value is None or isinstance(value, str) else "a number"

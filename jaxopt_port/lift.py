@@ -1,11 +1,10 @@
 """The lift: makes an optimizer over trees of a rule for one array. It alone knows trees, groups, None and frozen."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +13,17 @@ import numpy as np
 from jaxopt_port import param_groups as groups_
 from jaxopt_port import slots as slots_
 from jaxopt_port.checks import check_fresh, check_grad, check_live, check_static, flatten_like
+from jaxopt_port.dtypes import is_gradient
 from jaxopt_port.group_scalars import group_scalars
 from jaxopt_port.number import to_number
-from jaxopt_port.optimizer import Algorithm, Optimizer, OptState
+from jaxopt_port.optimizer import Algorithm, Optimizer, OptState, check_state
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule, as_complex, as_real, compute_dtype, is_sparse, step_leaf
-from jaxopt_port.scalars import check_numbers, float64, is_known, is_on
+from jaxopt_port.scalars import check_numbers, is_known, is_on, x64_for
 from jaxopt_port.sharding import abstract, is_abstract, on_devices_of
 
 Tree = Any
+L = TypeVar("L", bound="Lifted")
 FLOAT64 = np.dtype(np.float64)
 
 
@@ -59,18 +60,21 @@ class Leaf:
     def dtype(self) -> Any:
         return compute_dtype(self.p.dtype)
 
-    def wide_enough(self) -> AbstractContextManager[Any]:
-        """The context in which a leaf of 64 bits keeps them with jax_enable_x64 off, too."""
-        return float64() if self.dtype == FLOAT64 else nullcontext()
-
 
 class Lifted(Algorithm):
     """A rule with its groups."""
 
-    def __init__(self, rule: Rule, options: Mapping[str, Any], param_groups: Sequence[ParamGroup], added: int = 0):
+    def __init__(
+        self,
+        rule: Rule,
+        options: Mapping[str, Any],
+        param_groups: Sequence[ParamGroup],
+        added: Sequence[ParamGroup] = (),
+    ):
+        """`added` are the groups of `add_param_group`."""
         self.rule = rule
-        self.added = added
-        self.groups = groups_.check_groups(param_groups, added)
+        self.first_groups, self.added = groups_.check_groups(param_groups), tuple(added)
+        self.groups = (*self.first_groups, *self.added)
         self.frozen = [False, *(group.frozen for group in self.groups)]
         given = [dict(options), *(_merge(rule, options, group) for group in self.groups)]
         for each in given:
@@ -95,7 +99,7 @@ class Lifted(Algorithm):
             if not frozen
         ]
         self.fields = [name for name in rule.slots._fields if any(name in fields for fields in kept)]
-        self.forms: dict[Any, str] = {}  # of the slots, by group, shape and dtype
+        self.expected: dict[Any, str] = {}  # slots in words, by group, shape and dtype
         self.has_begun = False  # whether `init` was called, see check_fresh
 
     def __repr__(self) -> str:
@@ -103,9 +107,16 @@ class Lifted(Algorithm):
         groups = [f"param_groups={list(self.groups)!r}"] if self.groups else []
         return f"{self.rule.name}({', '.join([*options, *groups])})"
 
+    def made_as(self, kind: type[L], rule: Rule | None = None) -> L:
+        """The same optimizer as another kind of `Lifted`, with another rule if one is given."""
+        options = {**self.options[0], **self.arrays[0]}
+        new = kind(self.rule if rule is None else rule, options, self.first_groups, self.added)
+        new.has_begun = self.has_begun
+        return new
+
     def members(self, params: Tree) -> list[int]:
         """The group of every leaf."""
-        return groups_.assign(self.groups, params, self.added)
+        return groups_.assign(self.first_groups, params, self.added)
 
     def frozen_leaves(self, params: Tree) -> list[bool]:
         return [self.frozen[group] for group in self.members(params)]
@@ -230,7 +241,7 @@ class Lifted(Algorithm):
         step = partial(step_leaf, (self.rule.update, self.static[group]))
         for at, leaf in enumerate(inside):
             if known and leaf.moves:
-                with leaf.wide_enough():
+                with x64_for(leaf.dtype):
                     own = c[self._of_scalars(leaf)][at]
                     leaf.p, leaf.slot = step(leaf.p, leaf.g, leaf.slot, own)
         if not known:
@@ -253,7 +264,7 @@ class Lifted(Algorithm):
                 alike.setdefault((str(key), leaf.dtype), []).append(at)
         for places in alike.values():
             leaves = [inside[at] for at in places]
-            with leaves[0].wide_enough():
+            with x64_for(leaves[0].dtype):
                 own = c[self._of_scalars(leaves[0])][0]
                 own = {name: value[np.array(places)] for name, value in own.items()}
                 stacked = _stack([(jnp.asarray(leaf.moves), leaf.p, leaf.g, leaf.slot) for leaf in leaves])
@@ -268,7 +279,7 @@ class Lifted(Algorithm):
 
     def add_param_group(self, state: OptState, params: Tree, group: ParamGroup) -> tuple["Lifted", OptState]:
         self._check_state(state)
-        new = Lifted(self.rule, self.options[0], (*self.groups, group), self.added + 1)
+        new = Lifted(self.rule, self.options[0], self.first_groups, (*self.added, group))
         old_members, members = self.members(params), new.members(params)
         taken = [i for i, member in enumerate(members) if member == len(new.groups)]
         twice = [groups_.leaf_paths(params)[i] for i in taken if not self.frozen[old_members[i]]]
@@ -282,11 +293,7 @@ class Lifted(Algorithm):
         return new, OptState(steps, slots, param_groups)
 
     def _check_state(self, state: Any) -> None:
-        if not isinstance(state, OptState):
-            raise TypeError(
-                f"expected the OptState that init returned, got a {type(state).__name__}: state comes before params, "
-                "as in step(grads, state, params)"
-            )
+        check_state(state, OptState, "step(grads, state, params)")
         kind, needed = type(state.slots), self.rule.slots
         if kind is not needed:
             raise ValueError(
@@ -306,7 +313,7 @@ class Lifted(Algorithm):
 
     def _check_grad(self, params: Tree, leaf: Leaf) -> None:
         """That a gradient is one of its parameter, and one that the rule takes."""
-        if leaf.g is not None and leaf.g.dtype != jax.dtypes.float0:
+        if is_gradient(leaf.g):
             check_grad(params, leaf.index, leaf.p, leaf.g)
             self.rule.check_grad(leaf.g, self.namespaces[leaf.group])
 
@@ -315,10 +322,10 @@ class Lifted(Algorithm):
         key = (leaf.group, jnp.shape(leaf.p), jnp.result_type(leaf.p))
         if not jnp.issubdtype(key[2], jnp.inexact):
             return
-        if key not in self.forms:
+        if key not in self.expected:
             like = jax.eval_shape(partial(self._init_leaf, params, leaf.index, group=leaf.group), leaf.p)
-            self.forms[key] = slots_.form(like)
-        slots_.check_slot(params, leaf.index, slots_.form(leaf.slot), self.forms[key])
+            self.expected[key] = slots_.in_words(like)
+        slots_.check_slot(params, leaf.index, slots_.in_words(leaf.slot), self.expected[key])
 
 
 def _merge(rule: Rule, options: Mapping[str, Any], group: ParamGroup) -> dict[str, Any]:

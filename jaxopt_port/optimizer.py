@@ -256,6 +256,15 @@ def check_optimizer(optimizer: Any, where: str) -> None:
         )
 
 
+def check_state(state: Any, kind: type[Any], call: str) -> None:
+    """That it is a state, and stands where `call` has it."""
+    if not isinstance(state, kind):
+        raise TypeError(
+            f"expected the {kind.__name__} that init returned, got a {type(state).__name__}: state comes before "
+            f"params, as in {call}"
+        )
+
+
 def algorithm_of(optimizer: optax.GradientTransformation) -> Algorithm:
     """What stands behind an optimizer that nothing was put around."""
     lifted = getattr(optimizer.update, "__self__", None)

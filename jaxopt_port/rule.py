@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxopt_port.dtypes import widened
 from jaxopt_port.sharding import sharded_as, side_by_side
 
 Tree = Any
@@ -116,8 +117,7 @@ def _cast_like(new: jax.Array, old: jax.Array) -> jax.Array:
 
 def compute_dtype(dtype: Any) -> Any:
     """The real dtype in which a leaf is computed: 16-bit floats are computed in float32, rounded at the end."""
-    real = jnp.finfo(dtype).dtype
-    return jnp.dtype(jnp.float32) if real.itemsize < 4 else real
+    return widened(jnp.finfo(dtype).dtype)
 
 
 def as_real(tree: Tree, dtype: Any = None) -> Tree:

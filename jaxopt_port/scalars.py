@@ -6,7 +6,7 @@ meets a tensor. So they are float64 here too, whatever the parameters' dtype and
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -21,6 +21,11 @@ NUMBER = int | float | np.ndarray | np.generic | jax.Array
 def float64() -> AbstractContextManager[Any]:
     """The context in which torch's Python-float arithmetic is done: 64-bit types, locally."""
     return jax.enable_x64(True)
+
+
+def x64_for(*dtypes: Any) -> AbstractContextManager[Any]:
+    """The context in which arrays of these dtypes keep their 64 bits, with `jax_enable_x64` off, too."""
+    return float64() if any(dtype in (jnp.float64, jnp.complex128) for dtype in dtypes) else nullcontext()
 
 
 def is_known(value: Scalar) -> bool:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_port.batch_norm import update_bn as update_bn
-from jaxopt_port.gradients.dtypes import times, widened
+from jaxopt_port.dtypes import times, widened
 from jaxopt_port.lr_scheduler import swalr as swalr
 from jaxopt_port.rule import as_complex, as_real
 from jaxopt_port.rules.tensor_ops import lerp, rounded

@@ -19,8 +19,8 @@ from jaxopt_port.closure.flat import (
     flat_size,
     flatten,
     gradient,
-    largest,
     leaves_of,
+    max_abs,
     unflat_dtype,
     unflatten,
     wide_enough,
@@ -29,7 +29,7 @@ from jaxopt_port.closure.line_search import rounding
 from jaxopt_port.closure.placement import Make, abstract_like, check_like_params, make_like
 from jaxopt_port.closure.stop import Stop, first_of, or_non_finite
 from jaxopt_port.number import to_float64, to_number
-from jaxopt_port.optimizer import Algorithm, OptState
+from jaxopt_port.optimizer import Algorithm, OptState, check_state
 from jaxopt_port.sharding import abstract, is_abstract, on_devices_of, sharded_as
 
 if TYPE_CHECKING:
@@ -82,11 +82,11 @@ class Progress(NamedTuple):
     @classmethod
     def first(cls, x: Leaves, loss: jax.Array, grad: jax.Array, slots: Any) -> "Progress":
         """After the first evaluation."""
-        return cls(x, loss, grad, jnp.int32(0), jnp.int32(1), slots, loss, largest(grad), jnp.int32(0))
+        return cls(x, loss, grad, jnp.int32(0), jnp.int32(1), slots, loss, max_abs(grad), jnp.int32(0))
 
     def after(self, x: Leaves, loss: jax.Array, grad: jax.Array, evals: jax.Array, slots: Any) -> "Progress":
         """After an iteration of so many evaluations."""
-        norm = largest(grad)
+        norm = max_abs(grad)
         comes_down = (loss < self.least_loss) | (norm < self.least_grad)
         return Progress(
             x, loss, grad, self.iters + 1, self.evals + evals, slots,
@@ -96,7 +96,7 @@ class Progress(NamedTuple):
 
     def finite(self) -> jax.Array:
         """Whether loss and gradient are."""
-        return jnp.isfinite(self.loss) & jnp.isfinite(largest(self.grad))
+        return jnp.isfinite(self.loss) & jnp.isfinite(max_abs(self.grad))
 
     def slack(self) -> jax.Array:
         """By how much the loss may rise: to no more than the least one and its rounding."""
@@ -120,7 +120,7 @@ def iterate(
     """
     stop = first_of(
         *sooner,
-        (largest(at.grad) <= limits.tolerance_grad, Stop.GRADIENT),
+        (max_abs(at.grad) <= limits.tolerance_grad, Stop.GRADIENT),
         (limits.max_iter < 1, Stop.MAX_ITER),
     )
     at = at._replace(slots=at.slots._replace(stop=stop))
@@ -256,8 +256,7 @@ class ClosureAlgorithm(Algorithm):
 
     def check_state(self, state: Any, params: Tree) -> None:
         """Raise where the state is not the one that `init` makes of such parameters."""
-        if not isinstance(state, OptState):
-            raise TypeError(f"expected the OptState that init returned, got a {type(state).__name__}")
+        check_state(state, OptState, "step_closure(closure, state, params)")
         with wide_enough(params):
             expected = self._slots(params, abstract_like)
         found = state.slots

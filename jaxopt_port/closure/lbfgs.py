@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxopt_port.closure import lbfgs_run
 from jaxopt_port.closure.base import REMEDY, ClosureAlgorithm, Limits, Progress, check_count, iterate
-from jaxopt_port.closure.flat import Evaluate, Tree, dot, largest, move
+from jaxopt_port.closure.flat import Evaluate, Tree, dot, max_abs, move
 from jaxopt_port.closure.lbfgs_memory import LBFGSState, StrongWolfeState, direction, remember
 from jaxopt_port.closure.line_search import strong_wolfe
 from jaxopt_port.closure.placement import Make
@@ -119,11 +119,11 @@ def _fixed_step(evaluate: Evaluate, now: Progress, limits: Limits) -> Progress:
 def _why(now: Progress, satisfied: jax.Array, hyper: SimpleNamespace, limits: Limits) -> jax.Array:
     """torch's conditions for ending a step, in torch's order."""
     s: LBFGSState = now.slots
-    still = largest(s.d * s.t) <= hyper.tolerance_change
+    still = max_abs(s.d * s.t) <= hyper.tolerance_change
     return first_of(
         (now.iters == limits.max_iter, Stop.MAX_ITER),
         (now.evals >= limits.max_eval, Stop.MAX_EVAL),
-        (largest(now.grad) <= limits.tolerance_grad, Stop.GRADIENT),
+        (max_abs(now.grad) <= limits.tolerance_grad, Stop.GRADIENT),
         (still & ~satisfied, Stop.LINE_SEARCH),
         (still | (jnp.abs(now.loss - s.prev_loss) < hyper.tolerance_change), Stop.CHANGE),
     )

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_port.closure.base import UNLIMITED, ClosureAlgorithm, Limits, Progress, check_count, iterate
-from jaxopt_port.closure.flat import Evaluate, Tree, dot, largest, move, power_of_two
+from jaxopt_port.closure.flat import Evaluate, Tree, dot, max_abs, move, power_of_two
 from jaxopt_port.closure.line_search import MAX_SEARCH, Found, strong_wolfe
 from jaxopt_port.closure.placement import Make
 from jaxopt_port.closure.stop import Stop, first_of
@@ -74,7 +74,7 @@ class NonlinearCG(ClosureAlgorithm):
         self, hyper: SimpleNamespace, slots: NonlinearCGState, grad: jax.Array, n_iter: jax.Array
     ) -> Any:
         """Relative to the first gradient, so that scaling the loss or the parameters changes nothing."""
-        return hyper.tolerance_grad * jnp.where(n_iter == 0, largest(grad), slots.grad_scale)
+        return hyper.tolerance_grad * jnp.where(n_iter == 0, max_abs(grad), slots.grad_scale)
 
     def run(
         self, evaluate: Evaluate, at: Progress, hyper: SimpleNamespace, n_iter: jax.Array, limits: Limits
@@ -86,7 +86,7 @@ class NonlinearCG(ClosureAlgorithm):
             first = n_iter + now.iters == 0
             d, since_restart = self._direction(s, now.grad, first)
             # Inner products with the direction as it is would overflow in float32 from gradients of 1e19 on.
-            unit = power_of_two(largest(d))
+            unit = power_of_two(max_abs(d))
             along = d / unit
             slope = dot(now.grad, along)
             if searches:
@@ -111,7 +111,7 @@ class NonlinearCG(ClosureAlgorithm):
                 descent=jnp.where(failed, s.descent, found.t * slope),
                 prev_flat_grad=now.grad,
                 prev_loss=now.loss,
-                grad_scale=jnp.where(n_iter + now.iters == 0, largest(now.grad), s.grad_scale),
+                grad_scale=jnp.where(n_iter + now.iters == 0, max_abs(now.grad), s.grad_scale),
                 since_restart=since_restart,
                 failed=failed,
                 stop=s.stop,
@@ -123,7 +123,7 @@ class NonlinearCG(ClosureAlgorithm):
 
     def _direction(self, s: NonlinearCGState, grad: jax.Array, first: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The next direction, and the iterations since the last restart: 0 for steepest descent."""
-        restart, unit = self.static["restart"], power_of_two(largest(grad))
+        restart, unit = self.static["restart"], power_of_two(max_abs(grad))
         d = _beta(self.static["beta"], s, grad) * s.d - grad
         g = grad / unit
         gg = dot(g, g)
@@ -137,7 +137,7 @@ class NonlinearCG(ClosureAlgorithm):
 
 def _beta(name: str, s: NonlinearCGState, grad: jax.Array) -> jax.Array:
     # The same in any unit: in that of the last gradient no square overflows.
-    unit = power_of_two(largest(s.prev_flat_grad))
+    unit = power_of_two(max_abs(s.prev_flat_grad))
     g, last, d = grad / unit, s.prev_flat_grad / unit, s.d / unit
     gg, y, before = dot(g, g), g - last, dot(last, last)
     if name == "fr":
@@ -174,7 +174,7 @@ def _why(now: Progress, hyper: SimpleNamespace, limits: Limits, searches: bool) 
     change = jnp.abs(now.loss - s.prev_loss)
     return first_of(
         (~now.finite(), Stop.NON_FINITE),
-        (largest(now.grad) <= limits.tolerance_grad, Stop.GRADIENT),
+        (max_abs(now.grad) <= limits.tolerance_grad, Stop.GRADIENT),
         (s.failed == AT_FIRST_LENGTH, Stop.LINE_SEARCH),
         ((s.failed == 0) & (change < hyper.tolerance_change * jnp.abs(s.prev_loss)), Stop.CHANGE),
         (now.stalled() if searches else jnp.zeros((), bool), Stop.CHANGE),

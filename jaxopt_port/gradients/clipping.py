@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_port.gradients.dtypes import is_inexact, promoted, times, widened
+from jaxopt_port.dtypes import is_inexact, promoted, times, widened
 from jaxopt_port.rule import is_sparse
 from jaxopt_port.scalars import NUMBER, Scalar, float64, is_known
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxopt_port.gradients.dtypes import is_inexact, times, widened
+from jaxopt_port.dtypes import is_inexact, times, widened
 from jaxopt_port.optimizer import Optimizer, described
 from jaxopt_port.scalars import NUMBER, Scalar, float64, is_known
 
