@@ -69,7 +69,10 @@ def exact(optimizer: Optimizer) -> Optimizer:
     from jaxopt_port.cuda_arithmetic import CudaUpdate  # here, since it imports jax.extend, which takes long
 
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"exact takes an optimizer as its factory returns it, not a {type(optimizer).__name__}")
+        raise TypeError(
+            f"exact takes an optimizer as its factory returns it, not a {type(optimizer).__name__}: what is around one "
+            "goes around the exact one, as in optax.chain(clip, exact(adam()))"
+        )
     lifted = algorithm_of(optimizer)
     if type(lifted) is not Lifted:
         raise ValueError(

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import optax
 
 from jaxopt_port.lift import lift
-from jaxopt_port.optimizer import Optimizer, described
+from jaxopt_port.optimizer import Optimizer, called, described
 from jaxopt_port.rule import Rule
 
 F = TypeVar("F", bound=Callable[..., Optimizer])
@@ -78,7 +78,11 @@ def told(function: F) -> F:
     @functools.wraps(function)
     def make(*args: Any, **kwargs: Any) -> Optimizer:
         bound = _bind(function.__name__, signature, args, kwargs)
-        return function(*bound.args, **bound.kwargs)
+        try:
+            return function(*bound.args, **bound.kwargs)
+        except (TypeError, ValueError, RuntimeError) as error:  # torch's words, which may not say what was given
+            error.add_note(f"The options: {called(function.__name__, bound.arguments)}.")
+            raise
 
     return make  # pyright: ignore[reportReturnType]
 
@@ -100,5 +104,8 @@ def _bind(name: str, signature: inspect.Signature, args: Any, kwargs: Any) -> in
         raise TypeError(f"{name}() {error}. Its arguments are {', '.join(signature.parameters)}") from None
     bound.apply_defaults()
     if isinstance(bound.arguments.get("lr"), optax.GradientTransformation):
-        raise TypeError(f"{name}() takes a learning rate first, not an optimizer")
+        raise TypeError(
+            f"{name}() takes a learning rate first, {name}(lr=...), not an optimizer: optax.chain and optax.partition "
+            "join optimizers"
+        )
     return bound

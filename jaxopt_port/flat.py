@@ -278,7 +278,8 @@ def _split(vector: Any, likes: Sequence[Any]) -> Sequence[Any]:
     sizes = [int(np.prod(jnp.shape(like))) for like in likes]
     if jnp.shape(vector) != (sum(sizes),):
         raise ValueError(
-            f"a vector in the optimizer state is {list(jnp.shape(vector))}, its parameters have {sum(sizes)} numbers"
+            f"a vector in the optimizer state is {list(jnp.shape(vector))}, its parameters have {sum(sizes)} numbers: "
+            "make the state of these parameters, by init or flatten_state(optimizer, state, params)"
         )
 
     def split(vector: jax.Array, likes: Sequence[Any]) -> list[jax.Array]:
@@ -293,7 +294,10 @@ def _split(vector: Any, likes: Sequence[Any]) -> Sequence[Any]:
 def _algorithm(optimizer: Any) -> Algorithm:
     check_optimizer(optimizer, "flat(optimizer)")
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"flat takes an optimizer as its factory returns it, not a {type(optimizer).__name__}")
+        raise TypeError(
+            f"flat takes an optimizer as its factory returns it, not a {type(optimizer).__name__}: what is around one "
+            "goes around the flat one, as in optax.chain(clip, flat(adam()))"
+        )
     return algorithm_of(optimizer)
 
 

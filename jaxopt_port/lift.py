@@ -16,7 +16,7 @@ from jaxopt_port.checks import check_fresh, check_grad, check_live, check_static
 from jaxopt_port.dtypes import is_gradient
 from jaxopt_port.group_scalars import group_scalars
 from jaxopt_port.number import to_number
-from jaxopt_port.optimizer import Algorithm, Optimizer, OptState, check_state
+from jaxopt_port.optimizer import Algorithm, Optimizer, OptState, called, check_state
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule, as_complex, as_real, compute_dtype, is_sparse, step_leaf
 from jaxopt_port.scalars import check_numbers, is_known, is_on, x64_for
@@ -81,9 +81,14 @@ class Lifted(Algorithm):
             check_static(each, rule.live)
         self.arrays = [{k: v for k, v in each.items() if isinstance(v, jax.Array)} for each in given]
         self.options = [_plain(each) for each in given]
-        for each in self.options:
+        for number, each in enumerate(self.options):
             check_numbers(each, rule.live)
-            rule.check(each)
+            try:
+                rule.check(each)
+            except (TypeError, ValueError, RuntimeError) as error:  # torch's words, which may not say what was given
+                where = f" of {self.groups[number - 1]}" if number else ""
+                error.add_note(f"The options{where}: {called(rule.name, each)}.")
+                raise
         self.namespaces = [SimpleNamespace(**each) for each in self.options]  # as the rule's functions take them
         self.live = [
             tuple(name for name in rule.live if name not in rule.structural or is_on(each[name]))
@@ -103,9 +108,7 @@ class Lifted(Algorithm):
         self.has_begun = False  # whether `init` was called, see check_fresh
 
     def __repr__(self) -> str:
-        options = [f"{name}={value!r}" for name, value in self.options[0].items()]
-        groups = [f"param_groups={list(self.groups)!r}"] if self.groups else []
-        return f"{self.rule.name}({', '.join([*options, *groups])})"
+        return called(self.rule.name, self.options[0] | ({"param_groups": list(self.groups)} if self.groups else {}))
 
     def made_as(self, kind: type[L], rule: Rule | None = None) -> L:
         """The same optimizer as another kind of `Lifted`, with another rule if one is given."""
@@ -315,7 +318,11 @@ class Lifted(Algorithm):
         """That a gradient is one of its parameter, and one that the rule takes."""
         if is_gradient(leaf.g):
             check_grad(params, leaf.index, leaf.p, leaf.g)
-            self.rule.check_grad(leaf.g, self.namespaces[leaf.group])
+            try:
+                self.rule.check_grad(leaf.g, self.namespaces[leaf.group])
+            except (TypeError, ValueError, RuntimeError) as error:
+                error.add_note(f"The gradient is that of {groups_.leaf_paths(params)[leaf.index]!r}.")
+                raise
 
     def _check_slot(self, params: Tree, leaf: Leaf) -> None:
         """That a slot has the arrays which `init` makes for its parameter with the group's options."""

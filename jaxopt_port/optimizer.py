@@ -23,7 +23,7 @@ chosen by experiment (2 cores, AdamW, float32, donated; times to compile in CPU 
     one vector at different places are different kernels (100 leaves, a third None: 4.1 s to compile, so 1.2).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import MethodType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -246,6 +246,11 @@ def described(given: Any) -> str:
         return repr(given)
     name = getattr(given, "__name__", None)
     return f"a {type(given).__name__}" if name is None else f"{name}, a {type(given).__name__}"
+
+
+def called(name: str, options: Mapping[str, Any]) -> str:
+    """A call as one writes it: `sgd(lr=0.1)`."""
+    return f"{name}({', '.join(f'{key}={value!r}' for key, value in options.items())})"
 
 
 def check_optimizer(optimizer: Any, where: str) -> None:

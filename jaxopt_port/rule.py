@@ -111,7 +111,10 @@ def step_leaf(
 
 def _cast_like(new: jax.Array, old: jax.Array) -> jax.Array:
     if new.shape != old.shape:
-        raise ValueError(f"the state of a parameter has an array {list(old.shape)} that should be {list(new.shape)}")
+        raise ValueError(
+            f"the rule's update returned an array {list(new.shape)} for one of its slot that is {list(old.shape)}: a "
+            "slot keeps the shapes that the rule's init gives it"
+        )
     return sharded_as(old, new.astype(old.dtype))
 
 

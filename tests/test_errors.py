@@ -2,8 +2,9 @@
 
 import inspect
 import math
+import re
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -197,3 +198,41 @@ def test_a_dense_gradient_for_sparse_adam():
     optimizer = optim.optimizers[SPARSE]()
     with pytest.raises(RuntimeError, match="SparseAdam does not support dense gradients, please consider Adam instead"):
         optimizer.step(PARAMS, optimizer.init(PARAMS), PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("call", "note"),
+    [
+        (lambda: optim.sgd(nesterov=True), r"^The options: sgd\(lr=0\.001, momentum=0\.0, .* nesterov=True, "),
+        (
+            lambda: optim.sgd(param_groups=[optim.ParamGroup("w", lr=-1.0)]),
+            r"^The options of ParamGroup\('w', lr=-1\.0\): sgd\(lr=-1\.0, ",
+        ),
+        (lambda: optim.lbfgs(line_search_fn="wolfe"), r"^The options: lbfgs\(.* line_search_fn='wolfe', "),
+        (lambda: optim.lr_scheduler.linear_lr(2.0, total_iters=3), r"^The call: linear_lr\(2\.0, total_iters=3\)\.$"),
+        (
+            lambda: optim.sparse_adam().step(
+                {"w": jnp.ones(2)}, optim.sparse_adam().init({"w": jnp.ones(2)}), {"w": jnp.ones(2)}
+            ),
+            r"^The gradient is that of 'w'\.$",
+        ),
+    ],
+)
+def test_a_note_has_what_torchs_words_leave_out(call, note):
+    with pytest.raises((ValueError, RuntimeError)) as error:
+        call()
+    (found,) = error.value.__notes__
+    assert re.match(note, found)
+
+
+class OneArray(NamedTuple):
+    x: jax.Array
+
+
+def test_a_rule_that_returns_a_slot_of_another_shape():
+    def update(p, g, slot, c):
+        return p, OneArray(slot.x[None])
+
+    optimizer = optim.lift(optim.Rule("mine", OneArray, lambda step, hyper, state: ({}, state), update), {"lr": 0.1})
+    with pytest.raises(ValueError, match=r"update returned an array \[1, 2\] for one of its slot that is \[2\]: "):
+        optimizer.step(jnp.ones(2), optimizer.init(jnp.ones(2)), jnp.ones(2))

@@ -29,7 +29,7 @@ from jaxopt_port.closure.line_search import rounding
 from jaxopt_port.closure.placement import Make, abstract_like, check_like_params, make_like
 from jaxopt_port.closure.stop import Stop, first_of, or_non_finite
 from jaxopt_port.number import to_float64, to_number
-from jaxopt_port.optimizer import Algorithm, OptState, check_state
+from jaxopt_port.optimizer import Algorithm, OptState, called, check_state
 from jaxopt_port.sharding import abstract, is_abstract, on_devices_of, sharded_as
 
 if TYPE_CHECKING:
@@ -188,8 +188,7 @@ class ClosureAlgorithm(Algorithm):
         return hash((type(self), *self.static.items()))
 
     def __repr__(self) -> str:
-        options = [f"{name}={value!r}" for name, value in {**self.live, **self.static}.items()]
-        return f"{self.name}({', '.join(options)})"
+        return called(self.name, {**self.live, **self.static})
 
     def init(self, params: Tree) -> OptState:
         self.has_begun = True

@@ -246,7 +246,9 @@ class Port:
         loaded = torch_interop.load_optimizer(factory, state_dict, trainable, self.mapping)[1]
         own = find_state(state)
         if jax.tree.structure((own.steps, own.slots)) != jax.tree.structure((loaded.steps, loaded.slots)):
-            raise ValueError("the state has another form than torch's")
+            raise ValueError(
+                f"it keeps other arrays than torch's {kind}: make it with torch's options, such as amsgrad"
+            )
         return replace_state(state, own._replace(steps=loaded.steps, slots=loaded.slots))
 
     def stepped(self, grad: Tree, state: Any, params: Tree, count: int) -> tuple[Tree, Any]:

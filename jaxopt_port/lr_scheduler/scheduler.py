@@ -216,7 +216,10 @@ class Scheduler:
             raise TypeError(f"the first argument has to be the scheduler's state, which init returned, not {what}")
         (whose,) = sched["scheduler"]
         if whose != self._whose():
-            raise TypeError(f"the state is of a {whose}, this scheduler is a {self._whose()}")
+            raise TypeError(
+                f"the state is of a {whose}, this scheduler is a {self._whose()}: pass the state that this one's init, "
+                "or its last step, returned"
+            )
 
     def _check_epoch(self, epoch: Any) -> None:
         """That it is an integer, or what comes between two in double precision."""
@@ -227,7 +230,10 @@ class Scheduler:
         if isinstance(epoch, int) or jnp.issubdtype(dtype, jnp.integer):
             return
         if not self.between_epochs and (not known or float(epoch) != int(float(epoch))):
-            raise TypeError(f"the epoch has to be an integer, not {epoch}")
+            raise TypeError(
+                f"the epoch has to be an integer, not {epoch}: only cosine_annealing_warm_restarts takes one between "
+                "two"
+            )
         if not known and dtype != np.float64:
             raise TypeError(
                 f"under jit the epoch is a {dtype}, which has lost the last bits of an epoch between two: hand it to "
@@ -318,7 +324,12 @@ def factory(make: Callable[P, Scheduler]) -> Callable[P, Scheduler]:
                 f"{make.__name__} got an optimizer: the scheduler gets its state, scheduler.init(state), and here the "
                 "other arguments only"
             )
-        return make(*args, **options)
+        try:
+            return make(*args, **options)
+        except (TypeError, ValueError) as error:  # torch's words, which may not say what was given
+            given = ", ".join([*map(repr, args), *(f"{name}={value!r}" for name, value in options.items())])
+            error.add_note(f"The call: {make.__name__}({given}).")
+            raise
 
     return checked
 

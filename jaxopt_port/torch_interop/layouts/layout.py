@@ -210,7 +210,9 @@ def to_flax(mapping: Mapping, torch: Dict[str, Any], flax: Tree) -> Tree:
         array = flax_array(entries[path], torch)
         integers = not jnp.issubdtype(array.dtype, jnp.inexact)
         if integers or (np.iscomplexobj(array) and not jnp.issubdtype(leaf.dtype, jnp.complexfloating)):
-            raise ValueError(f"{entries[path].source.name!r} is {array.dtype}, {path!r} in flax is {leaf.dtype}")
+            raise ValueError(
+                f"{entries[path].source.name!r} is {array.dtype}, {path!r} in flax is {leaf.dtype}: cast one of them"
+            )
         with float64():
             new = jnp.array(array.astype(leaf.dtype), leaf.dtype)
         boxes[at] = jax.tree.structure(boxes[at]).unflatten([new])
@@ -285,10 +287,13 @@ def flax_array(entry: Entry, torch: Dict[str, Any]) -> np.ndarray:
 
 def _part_in_flax(entry: Entry, source: Source, torch: Dict[str, Any]) -> np.ndarray:
     if source.name not in torch:
-        raise ValueError(f"{source.name!r}, which is {entry.path!r} in flax, is missing")
+        raise ValueError(f"{source.name!r}, which is {entry.path!r} in flax, is missing: pass the whole state dict")
     array = as_array(torch[source.name])
     if array.shape != torch_shape([entry]):
-        raise ValueError(f"{source.name!r} is {list(array.shape)}, in the mapping {list(torch_shape([entry]))}")
+        raise ValueError(
+            f"{source.name!r} is {list(array.shape)}, in the mapping {list(torch_shape([entry]))}: infer the mapping "
+            "from this state dict"
+        )
     return entry.layout.to_flax(np.split(array, source.parts)[source.part] if source.parts > 1 else array)
 
 

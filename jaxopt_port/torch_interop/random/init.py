@@ -110,7 +110,7 @@ def trunc_normal(
     inside = _normal_cdf((b - mean) / std) - _normal_cdf((a - mean) / std)
     if not inside > 0.3:
         raise NotImplementedError(
-            f"trunc_normal_ with {inside:.0%} of N({mean}, {std}^2) in [{a}, {b}]: 30 % is needed"
+            f"trunc_normal_ with {inside:.0%} of N({mean}, {std}^2) in [{a}, {b}]: 30 % is needed; give wider bounds"
         )
     low, high = np.array([a, b], dtype)
     x = generator.normal(shape, mean, std, dtype)

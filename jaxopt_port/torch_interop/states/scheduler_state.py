@@ -80,7 +80,10 @@ def load_scheduler(
     added = [{key: to_number(as_array(group[key]).item()) for key in SCHEDULED if key in group} for group in groups]
     count = len(scheduler.init(state)[0]["param_groups"])
     if count < len(groups):
-        raise ValueError(f"the optimizer's state dict has {len(groups)} parameter groups, the state {count}")
+        raise ValueError(
+            f"the optimizer's state dict has {len(groups)} parameter groups, the state {count}: pass the state that "
+            "load_optimizer made of it"
+        )
     added += [{} for _ in range(count - len(groups))]  # of parameters that torch's optimizer does not have
     sched, _ = scheduler.init(state, after={"param_groups": added})
     own = {key: value for key, value in sched.items() if key not in OURS}
@@ -184,13 +187,19 @@ def _loaded(scheduler: Scheduler, s: Sched, state_dict: Mapping[str, Any], rates
         new = state_dict[key]
         if key == "_schedulers":
             if len(new) != len(old):
-                raise ValueError(f"the state dict is of a {scheduler.name} of {len(new)} schedulers, not of {len(old)}")
+                raise ValueError(
+                    f"the state dict is of a {scheduler.name} of {len(new)} schedulers, not of {len(old)}: make it "
+                    "with torch's arguments"
+                )
             parts = zip(scheduler.options[key], old, new, strict=True)
             loaded[key] = [_loaded(part, one, theirs, rates) for part, one, theirs in parts]
         elif not isinstance(old, list):
             loaded[key] = _array(new, old)
         elif len(new) != groups:
-            raise ValueError(f"{key} of the state dict has {len(new)} values, the optimizer {groups} parameter groups")
+            raise ValueError(
+                f"{key} of the state dict has {len(new)} values, the optimizer {groups} parameter groups: pass the "
+                "state dicts of one run"
+            )
         else:
             loaded[key] = [_array(x, was) for x, was in zip(new, old, strict=False)] + old[groups:]
     return loaded

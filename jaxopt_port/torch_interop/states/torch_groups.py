@@ -115,7 +115,10 @@ def matrix_options(factory: Callable[..., Optimizer], groups: Sequence[Sequence[
 def _dimension_numbers(inside: Sequence[Parameter]) -> MuonDimensionNumbers | None:
     apart = [parameter.name for parameter in inside if len(parameter.entries) > 1]
     if apart:
-        raise ValueError(f"Muon makes {apart[0]!r} orthogonal as one matrix, and it is several arrays here")
+        raise ValueError(
+            f"Muon makes {apart[0]!r} orthogonal as one matrix, and it is several arrays here: keep it as one, or "
+            "start muon with the weights alone"
+        )
     lie = {parameter.entries[0].layout.torch_axes: parameter.name for parameter in inside}
     if len(lie) > 1:
         raise ValueError(
