@@ -35,6 +35,9 @@ def factory(rule: Rule, **fixed: Any) -> Callable[[F], F]:
       rule: the rule, whose options are the parameters of the function, all but `param_groups`.
       **fixed: options that are not parameters.
 
+    Returns:
+      The decorator.
+
     Raises:
       TypeError: something else than a `Rule`.
 

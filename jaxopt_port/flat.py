@@ -83,6 +83,9 @@ def flatten_state(optimizer: Optimizer, state: T, params: Tree) -> T:
       state: an OptState with a tree like the parameters in each slot, or a pytree with one inside.
       params: the parameters.
 
+    Returns:
+      `state`, with vectors in the slots.
+
     Raises:
       TypeError: an optimizer that is not flat.
       ValueError: a state of another optimizer; arrays of two dtypes that would be in one vector.
@@ -103,6 +106,9 @@ def unflatten_state(optimizer: Optimizer, state: T, params: Tree) -> T:
       optimizer: the flat one.
       state: its state, or a pytree with one inside.
       params: the parameters.
+
+    Returns:
+      `state`, with trees like the parameters in the slots.
 
     Raises:
       TypeError: an optimizer that is not flat.

@@ -40,6 +40,18 @@ def lift(rule: Rule, options: Mapping[str, Any], param_groups: Sequence[ParamGro
 
     Raises:
       ValueError, TypeError: options or groups that cannot be.
+
+    Example:
+      >>> from typing import NamedTuple
+      >>> class Nothing(NamedTuple):
+      ...     pass
+      >>> def scalars(step, hyper, state):
+      ...     return {"lr": hyper.lr}, state
+      >>> def update(p, g, slot, c):
+      ...     return p - c.lr * g, slot
+      >>> optimizer = lift(Rule("descent", Nothing, scalars, update), {"lr": 0.5})
+      >>> optimizer.step(jnp.ones(1), optimizer.init(jnp.ones(1)), jnp.ones(1))[0]
+      Array([0.5], dtype=float32)
     """
     lifted = Lifted(rule, options, param_groups)
     return Optimizer(lifted.init, lifted.update)

@@ -71,6 +71,14 @@ class Optimizer(optax.GradientTransformationExtraArgs):
     """An optax gradient transformation that can also take torch's step.
 
     `init(params) -> state` and `update(grads, state, params) -> (updates, state)` are optax's.
+
+    Example:
+      >>> import jaxopt_port as optim
+      >>> optimizer = optim.sgd(lr=0.5)
+      >>> params = {"w": jnp.array([3.0])}
+      >>> grads, state = {"w": jnp.array([2.0])}, optimizer.init(params)
+      >>> optimizer.step(grads, state, params)[0], optimizer.update(grads, state, params)[0]
+      ({'w': Array([2.], dtype=float32)}, {'w': Array([-1.], dtype=float32)})
     """
 
     __slots__ = ()
@@ -119,6 +127,17 @@ class Optimizer(optax.GradientTransformationExtraArgs):
 
         Returns:
           `(loss, params, state)`, or `((loss, aux), params, state)`; the loss is that of the parameters given.
+
+        Raises:
+          TypeError: a closure that is no function, or whose loss is not a real scalar; all that `step` raises.
+
+        Example:
+          >>> import jaxopt_port as optim
+          >>> optimizer, params = optim.sgd(lr=0.25), {"w": jnp.array([2.0])}
+          >>> closure = lambda params: (params["w"] ** 2).sum()
+          >>> loss, params, state = optimizer.step_closure(closure, optimizer.init(params), params)
+          >>> loss, params
+          (Array(4., dtype=float32), {'w': Array([1.], dtype=float32)})
         """
         if not callable(closure):
             raise TypeError(

@@ -60,6 +60,7 @@ class ParamGroup:
         return f"ParamGroup({', '.join([repr(self.which), *(f'{k}={v!r}' for k, v in options.items())])})"
 
     def matches(self, path: str, leaf: Any) -> bool:
+        """Whether a parameter with this path is one of the group's, if no group before it has it."""
         if isinstance(self.which, str):
             return re.fullmatch(self.which, path) is not None
         if callable(self.which):

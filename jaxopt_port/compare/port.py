@@ -43,14 +43,17 @@ class Scheduled:
         self._step = step_of(optimizer)
 
     def init(self, params: Tree) -> dict[str, Any]:
+        """The first state: the optimizer's, the scheduler's and the count of steps."""
         sched, state = self.scheduler.init(self.optimizer.init(params))
         return {"optimizer": state, "sched": sched, "count": 0}
 
     def step(self, grads: Tree, state: dict[str, Any], params: Tree) -> tuple[Tree, dict[str, Any]]:
+        """The optimizer's step, and where it is time the scheduler's. Returns `(params, state)`."""
         params, inner = self._step(grads, state["optimizer"], params)
         return params, self._scheduled(state, inner)
 
     def step_closure(self, closure: Any, state: dict[str, Any], params: Tree, *args: Any) -> tuple[Any, Tree, Any]:
+        """The same of an optimizer that evaluates the loss. Returns `(loss, params, state)`."""
         loss, params, inner = self.optimizer.step_closure(closure, state["optimizer"], params, *args)
         return loss, params, self._scheduled(state, inner)
 

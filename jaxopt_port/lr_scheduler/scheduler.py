@@ -52,6 +52,15 @@ class Scheduler:
 
     Each scheduler is a frozen dataclass of torch's arguments, with torch's methods: over `s`, the state with numbers in
     it, and `groups`, the optimizer's.
+
+    Example:
+      >>> import jaxopt_port as optim
+      >>> scheduler = optim.lr_scheduler.step_lr(step_size=1)
+      >>> sched, state = scheduler.init(optim.sgd(lr=1.0).init({}))
+      >>> for epoch in range(2):
+      ...     sched, state = scheduler.step(sched, state)
+      >>> scheduler.get_last_lr(sched), optim.get_hyper(state)[0]["lr"]
+      ([0.010000000000000002], 0.010000000000000002)
     """
 
     by_epoch: ClassVar[bool] = False

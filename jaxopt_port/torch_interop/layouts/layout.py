@@ -138,6 +138,12 @@ def infer(
     Raises:
       ValueError: an array without a counterpart, and one that could be several things, with all of them; a name in
         `pairs` or `layouts` that does not exist.
+
+    Example:
+      >>> params = {"head": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
+      >>> print(infer({"fc.weight": (3, 2), "fc.bias": (3,)}, params))
+      fc.weight [3, 2] = head/kernel [2, 3] linear
+      fc.bias   [3]    = head/bias   [3]    same
     """
     shapes = {name: _shape(name, value) for name, value in torch.items() if not name.endswith("_extra_state")}
     leaves = jax.tree.leaves(flax)
@@ -199,6 +205,13 @@ def to_flax(mapping: Mapping, torch: Dict[str, Any], flax: Tree) -> Tree:
     Raises:
       ValueError: an array that `torch` lacks, or of another shape than in the mapping; one of integers, and a complex
         one for a real leaf.
+
+    Example:
+      >>> params = {"head": {"kernel": jnp.zeros((2, 1))}}
+      >>> weights = {"fc.weight": np.array([[1.0, 2.0]])}
+      >>> to_flax(infer(weights, params), weights, params)["head"]["kernel"]
+      Array([[1.],
+             [2.]], dtype=float32)
     """
     entries = {entry.path: entry for entry in mapping.entries}
     boxes, treedef = jax.tree.flatten(flax, is_leaf=is_box)
@@ -235,6 +248,11 @@ def to_torch(mapping: Mapping, flax: Tree, tied: Dict[str, str] | None = None) -
 
     Raises:
       ValueError: a leaf that is not in the mapping; in `tied` a name that is, or one tied to a name that is not there.
+
+    Example:
+      >>> params = {"head": {"kernel": jnp.array([[1.0], [2.0]])}}
+      >>> to_torch(infer({"fc.weight": (1, 2)}, params), params)
+      {'fc.weight': array([[1., 2.]], dtype=float32)}
     """
     all_leaves = jax.tree.leaves(flax)
     leaves = {path: np.asarray(all_leaves[at]) for path, at in weight_leaves(flax).items()}
