@@ -41,6 +41,11 @@ class _Shown:
 
 def check_grad(params: Tree, index: int, p: Any, g: Any) -> None:
     """That a gradient has the shape and dtype of its parameter."""
+    if hasattr(g, "detach"):
+        raise TypeError(
+            f"the gradient of {leaf_paths(params)[index]!r} is a tensor of torch's: give that of jax.grad, or "
+            "jnp.asarray(p.grad.numpy())"
+        )
     if g.shape != p.shape or g.dtype != p.dtype:
         path = leaf_paths(params)[index]
         message = f"the gradient of {path!r} is {g.dtype}{list(g.shape)}, its parameter {p.dtype}{list(p.shape)}"

@@ -160,6 +160,11 @@ class Lifted(Algorithm):
         if is_abstract(leaf):
             slot = jax.eval_shape(partial(self._init_leaf, params, index, group=group), leaf)
             return abstract(slot, like=leaf)
+        if hasattr(leaf, "detach"):
+            raise TypeError(
+                f"parameter {groups_.leaf_paths(params)[index]!r} is a tensor of torch's: take weights over by "
+                "jaxopt_port.torch_interop.layout, or by jnp.asarray(p.detach().numpy())"
+            )
         p = jnp.asarray(leaf)
         if not jnp.issubdtype(p.dtype, jnp.inexact):
             raise TypeError(

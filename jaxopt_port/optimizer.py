@@ -40,6 +40,7 @@ Tree = Any
 # What torch's optimizers have, and where it is here.
 TORCHS = {
     "add_param_group": "it is jaxopt_port.add_param_group(optimizer, state, params, group)",
+    "lr": "read it with jaxopt_port.get_hyper(state), change it with set_hyper(state, lr=...)",
     "load_state_dict": "it is jaxopt_port.torch_interop.load_optimizer(factory, state_dict, params, mapping)",
     "param_groups": "read them with jaxopt_port.get_hyper(state), change them with set_hyper(state, lr=...)",
     "state": "it is a value that init(params) and step return",
@@ -65,6 +66,12 @@ class OptState(NamedTuple):
     steps: tuple[dict[str, jax.Array], ...]
     slots: Any
     param_groups: tuple[dict[str, Any], ...]
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            hint = "hyper-parameters are read by jaxopt_port.get_hyper(state), arrays are in state.slots"
+            raise AttributeError(f"'OptState' object has no attribute {name!r}: {hint}")
 
 
 class Optimizer(optax.GradientTransformationExtraArgs):
@@ -263,8 +270,9 @@ def described(given: Any) -> str:
     """What was given where something else is wanted, short."""
     if isinstance(given, str | int | float | None):
         return repr(given)
-    name = getattr(given, "__name__", None)
-    return f"a {type(given).__name__}" if name is None else f"{name}, a {type(given).__name__}"
+    name, kind = getattr(given, "__name__", None), type(given).__name__
+    kind = f"{'an' if kind[0] in 'AEIOU' else 'a'} {kind}"
+    return kind if name is None else f"{name}, {kind}"
 
 
 def called(name: str, options: Mapping[str, Any]) -> str:

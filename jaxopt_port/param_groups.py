@@ -5,6 +5,7 @@ matches it. Groups that were added during a run come last in that order, but tak
 """
 
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -44,7 +45,7 @@ class ParamGroup:
             if not isinstance(which, Sequence) or not all(isinstance(path, str) for path in which):
                 raise TypeError(
                     "ParamGroup needs a pattern, a list of paths or a function (path, leaf) -> bool that says which "
-                    f"parameters, as in ParamGroup('.*/bias', lr=0.1), not {which!r}"
+                    f"parameters, as in ParamGroup('.*/bias', lr=0.1), not {reprlib.repr(which)}"
                 )
             which = tuple(which)
             twice = _twice(which)
@@ -106,8 +107,8 @@ def check_groups(param_groups: Any) -> tuple[ParamGroup, ...]:
     """
     if not isinstance(param_groups, Sequence) or not all(isinstance(group, ParamGroup) for group in param_groups):
         raise TypeError(
-            f"param_groups must be a list of ParamGroups, not {param_groups!r}: write [ParamGroup(which, lr=...)], "
-            "where `which` tells the parameters by their paths"
+            f"param_groups must be a list of ParamGroups, not {reprlib.repr(param_groups)}: write [ParamGroup(which, "
+            "lr=...)], where `which` tells the parameters by their paths"
         )
     listed = [path for group in param_groups if isinstance(group.which, tuple) for path in group.which]
     twice = _twice(listed)

@@ -5,6 +5,7 @@ and `groups`, torch's `optimizer.param_groups`. Both are copies with numbers in 
 makes of the states before a call and turns into new states after it (`states.py`).
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import wraps
@@ -29,6 +30,7 @@ from jaxopt_port.lr_scheduler.states import (
     with_scheduled,
 )
 from jaxopt_port.number import Number, is_number, to_float64, to_numpy
+from jaxopt_port.optimizer import described
 from jaxopt_port.scalars import Scalar, float64, is_known
 
 T = TypeVar("T")
@@ -105,7 +107,9 @@ class Scheduler:
         optimizer = find_state(state)
         live = scheduled(optimizer)
         if after is not None and not (isinstance(after, Mapping) and "param_groups" in after):
-            raise TypeError(f"after must be the state of another scheduler, which its init returned, not {after!r}")
+            raise TypeError(
+                f"after must be the state of another scheduler, which its init returned, not {described(after)}"
+            )
         added = [{} for _ in live] if after is None else after["param_groups"]
         check(optimizer=live, scheduler=added)
         with float64():
@@ -173,7 +177,11 @@ class Scheduler:
         Returns:
           The learning rate of each group, as Python floats (of the states that `vmap` makes, lists of them); in a
           trace as float64 arrays.
+
+        Raises:
+          TypeError: a state that is not this scheduler's.
         """
+        self.check_state(sched)
         return [to_numpy(x).tolist() if is_known(x.parts) else to_float64(x) for x in sched["_last_lr"]]
 
     def construct(self, groups: Groups) -> Sched:
@@ -198,7 +206,7 @@ class Scheduler:
 
     def _step(self, sched: Sched, state: T, epoch: Any, metric: Any) -> tuple[Sched, T]:
         if metric is not None and not is_one_number(metric):
-            raise TypeError(f"the metric has to be one number, such as a loss, not {metric!r}")
+            raise TypeError(f"the metric has to be one number, such as a loss, not {described(metric)}")
         self.check_state(sched)
         optimizer = find_state(state)
         live = scheduled(optimizer)
@@ -221,7 +229,7 @@ class Scheduler:
     def check_state(self, sched: Any) -> None:
         """That a state is this scheduler's."""
         if not isinstance(sched, Mapping) or len(sched.get("scheduler") or ()) != 1:
-            what = f"a dict of {list(sched)}" if isinstance(sched, Mapping) else f"a {type(sched).__name__}"
+            what = f"a dict of {list(sched)}" if isinstance(sched, Mapping) else described(sched)
             raise TypeError(f"the first argument has to be the scheduler's state, which init returned, not {what}")
         (whose,) = sched["scheduler"]
         if whose != self._whose():
@@ -325,6 +333,7 @@ class LRScheduler(Scheduler):
 
 def factory(make: Callable[P, Scheduler]) -> Callable[P, Scheduler]:
     """A factory that says where the optimizer goes, torch's first argument, whatever it would have been bound to."""
+    signature = inspect.signature(make)
 
     @wraps(make)
     def checked(*args: P.args, **options: P.kwargs) -> Scheduler:
@@ -333,6 +342,10 @@ def factory(make: Callable[P, Scheduler]) -> Callable[P, Scheduler]:
                 f"{make.__name__} got an optimizer: the scheduler gets its state, scheduler.init(state), and here the "
                 "other arguments only"
             )
+        try:
+            signature.bind(*args, **options)
+        except TypeError as error:
+            raise TypeError(f"{make.__name__}() {error}. Its arguments are {', '.join(signature.parameters)}") from None
         try:
             return make(*args, **options)
         except (TypeError, ValueError) as error:  # torch's words, which may not say what was given

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_port.optimizer import described
 from jaxopt_port.param_groups import is_box, leaf_paths
 from jaxopt_port.scalars import float64
 from jaxopt_port.torch_interop.files.as_array import as_array
@@ -136,6 +137,7 @@ def infer(
       The mapping.
 
     Raises:
+      TypeError: a module in place of its state dict.
       ValueError: an array without a counterpart, and one that could be several things, with all of them; a name in
         `pairs` or `layouts` that does not exist.
 
@@ -145,6 +147,10 @@ def infer(
       fc.weight [3, 2] = head/kernel [2, 3] linear
       fc.bias   [3]    = head/bias   [3]    same
     """
+    if not hasattr(torch, "items"):
+        raise TypeError(
+            f"infer(torch, flax) needs torch's weights by name, module.state_dict(), not {described(torch)}"
+        )
     shapes = {name: _shape(name, value) for name, value in torch.items() if not name.endswith("_extra_state")}
     leaves = jax.tree.leaves(flax)
     flax_shapes = {path: tuple(leaves[at].shape) for path, at in weight_leaves(flax).items()}
