@@ -54,6 +54,18 @@ def check_grad(params: Tree, index: int, p: Any, g: Any) -> None:
         raise TypeError(f"{message}: write jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)")
 
 
+def check_rule(rule: Any, options: Mapping[str, Any]) -> None:
+    """That a rule and the options of an optimizer belong together."""
+    if not hasattr(rule.slots, "_fields"):
+        raise TypeError(f"the slots of the rule {rule.name} must be a NamedTuple's class, not {rule.slots!r}")
+    missing = [name for name in rule.live if name not in options]
+    if missing:
+        raise TypeError(
+            f"the rule {rule.name} has live options that its optimizer does not: {', '.join(missing)}. The optimizer "
+            f"has {', '.join(options)}"
+        )
+
+
 def check_static(options: Mapping[str, Any], live: Sequence[str]) -> None:
     """That options which are fixed when the optimizer is made have values."""
     for name, value in options.items():

@@ -39,7 +39,7 @@ def factory(rule: Rule, **fixed: Any) -> Callable[[F], F]:
       The decorator.
 
     Raises:
-      TypeError: something else than a `Rule`.
+      TypeError: something else than a `Rule`; a function without `param_groups`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -62,6 +62,11 @@ def factory(rule: Rule, **fixed: Any) -> Callable[[F], F]:
 
     def decorate(function: F) -> F:
         signature = inspect.signature(function)
+        if "param_groups" not in signature.parameters:
+            raise TypeError(
+                f"{function.__name__}{signature} needs param_groups among its parameters, as in "
+                "def name(lr=1e-3, *, param_groups=())"
+            )
 
         @functools.wraps(function)
         def make(*args: Any, **kwargs: Any) -> Optimizer:

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxopt_port import param_groups as groups_
 from jaxopt_port import slots as slots_
-from jaxopt_port.checks import check_fresh, check_grad, check_live, check_static, flatten_like
+from jaxopt_port.checks import check_fresh, check_grad, check_live, check_rule, check_static, flatten_like
 from jaxopt_port.dtypes import is_gradient
 from jaxopt_port.group_scalars import group_scalars
 from jaxopt_port.number import to_number
@@ -84,6 +84,7 @@ class Lifted(Algorithm):
         added: Sequence[ParamGroup] = (),
     ):
         """`added` are the groups of `add_param_group`."""
+        check_rule(rule, options)
         self.rule = rule
         self.first_groups, self.added = groups_.check_groups(param_groups), tuple(added)
         self.groups = (*self.first_groups, *self.added)

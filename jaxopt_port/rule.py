@@ -102,11 +102,20 @@ def step_leaf(
         g = -g
     wide = compute_dtype(p.dtype)
     if is_sparse(g):
-        p_, slot_ = update(p, as_real(g, wide), slot, c_)
+        returned = update(p, as_real(g, wide), slot, c_)
     else:
-        p_, slot_ = update(*as_real(side_by_side(p, g, slot), wide), c_)
+        returned = update(*as_real(side_by_side(p, g, slot), wide), c_)
+    p_, slot_ = _checked(returned, type(slot))
     slot = jax.tree.map(_cast_like, as_complex(p, slot_), slot)
     return sharded_as(p, as_complex(p, p_).astype(p.dtype)), slot
+
+
+def _checked(returned: Any, slots: type[Any]) -> tuple[jax.Array, Any]:
+    """What an update returned, which may be a user's."""
+    if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], slots)):
+        what = [type(x).__name__ for x in returned] if type(returned) is tuple else type(returned).__name__
+        raise TypeError(f"a rule's update has to return (p, slot), slot a {slots.__name__}, and it returned {what}")
+    return returned
 
 
 def _cast_like(new: jax.Array, old: jax.Array) -> jax.Array:

@@ -229,10 +229,50 @@ class OneArray(NamedTuple):
     x: jax.Array
 
 
-def test_a_rule_that_returns_a_slot_of_another_shape():
-    def update(p, g, slot, c):
-        return p, OneArray(slot.x[None])
+def no_scalars(step, hyper, state):
+    return {}, state
 
-    optimizer = optim.lift(optim.Rule("mine", OneArray, lambda step, hyper, state: ({}, state), update), {"lr": 0.1})
-    with pytest.raises(ValueError, match=r"update returned an array \[1, 2\] for one of its slot that is \[2\]: "):
+
+def as_it_is(p, g, slot, c):
+    return p, slot
+
+
+def rule(scalars=no_scalars, update=as_it_is, **fields: Any) -> optim.Rule:
+    return optim.Rule("mine", **{"slots": OneArray, "scalars": scalars, "update": update, **fields})
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (rule(live=("lr", "beta")), "the rule mine has live options that its optimizer does not: beta. .* has lr"),
+        (rule(slots=tuple), "the slots of the rule mine must be a NamedTuple's class, not <class 'tuple'>"),
+        (rule(lambda step, hyper, state: {}), r"scalars has to return \(c, state\), two dicts, not a dict"),
+        (
+            rule(lambda step, hyper, state: ({}, {"eta": step})),
+            r"the scalar state that it got, \[\], not \['eta'\]: .*Rule\(scalar_state=",
+        ),
+        (
+            rule(update=lambda p, g, slot, c: p),
+            r"update has to return \(p, slot\), slot a OneArray, and .*Tracer",
+        ),
+        (rule(update=lambda p, g, slot, c: (p, p)), r"slot a OneArray, and it returned \['\w+', '\w+'\]"),
+        (
+            rule(update=lambda p, g, slot, c: (p, OneArray(slot.x[None]))),
+            r"update returned an array \[1, 2\] for one of its slot that is \[2\]: ",
+        ),
+    ],
+)
+def test_a_rule_of_a_users(rule, message):
+    def step():
+        optimizer = optim.lift(rule, {"lr": 0.1})
         optimizer.step(jnp.ones(2), optimizer.init(jnp.ones(2)), jnp.ones(2))
+
+    with pytest.raises((TypeError, ValueError), match=message):
+        step()
+
+
+def test_a_factory_without_groups():
+    def mine(lr=0.1) -> optim.Optimizer: ...
+
+    with pytest.raises(TypeError, match=r"mine\(lr=0\.1\).* needs param_groups among its parameters"):
+        optim.factory(rule())(mine)
