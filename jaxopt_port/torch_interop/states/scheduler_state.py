@@ -13,7 +13,7 @@ from jaxopt_port.number import is_number, to_number
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.torch_interop.files.as_array import as_array
 from jaxopt_port.torch_interop.states.state_dict import exported_groups
-from jaxopt_port.torch_interop.states.torch_groups import SCHEDULED, default_options
+from jaxopt_port.torch_interop.states.torch_groups import ADDED_BY_SCHEDULERS, default_options
 
 FUNCTIONS = ("lr_lambdas", "_scale_fn_custom")
 # What is in our state and not in torch's.
@@ -77,7 +77,9 @@ def load_scheduler(
             "optimizer.state_dict(), such as checkpoint['optimizer']"
         )
     groups = optimizer_state_dict["param_groups"]
-    added = [{key: to_number(as_array(group[key]).item()) for key in SCHEDULED if key in group} for group in groups]
+    added = [
+        {key: to_number(as_array(group[key]).item()) for key in ADDED_BY_SCHEDULERS if key in group} for group in groups
+    ]
     count = len(scheduler.init(state)[0]["param_groups"])
     if count < len(groups):
         raise ValueError(

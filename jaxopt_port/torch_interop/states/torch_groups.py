@@ -24,7 +24,7 @@ HINTS: Mapping[str, Mapping[str, Any]] = {
 MATRICES = "weight_dimension_numbers"  # Muon's argument for what are rows and columns
 OURS = ("param_groups", MATRICES)  # what a factory takes and torch has not
 # What torch's schedulers add to the groups.
-SCHEDULED = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
+ADDED_BY_SCHEDULERS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
 # What an old state dict may lack: torch's __setstate__ adds it, with the value that is our default. A group with
 # `foreach` is of torch 1.12 or later, which wrote those of the first line always: RAdam's group differs from Adam's
 # in its lack of `amsgrad` alone.
@@ -133,7 +133,7 @@ def _dimension_numbers(inside: Sequence[Parameter]) -> MuonDimensionNumbers | No
 def keys_of_users(factory: Callable[..., Optimizer], state_dict: Mapping[str, Any]) -> list[str]:
     """What the groups have that neither the optimizer nor torch's schedulers put there, as timm's `lr_scale`."""
     hints = {hint for hints in HINTS.values() for hint in hints}
-    known = {*_arguments(factory), *default_options(factory()), *hints, *SCHEDULED, "params", "param_names"}
+    known = {*_arguments(factory), *default_options(factory()), *hints, *ADDED_BY_SCHEDULERS, "params", "param_names"}
     return [
         key for key in dict.fromkeys(key for group in state_dict["param_groups"] for key in group) if key not in known
     ]
