@@ -152,7 +152,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in MODULES:
         return importlib.import_module(f"jaxopt_port.{name}")
-    if name.lower() in ("lrscheduler", "utils"):
+    if "sched" in name.lower() or name == "utils":
         raise AttributeError(f"module 'jaxopt_port' has no attribute {name!r}: see jaxopt_port.lr_scheduler, swa_utils")
     ours = {rule.lower().replace("_", ""): rule for rule in optimizers}.get(name.lower())
     if ours is not None:
@@ -162,7 +162,8 @@ def __getattr__(name: str) -> Any:
         )
     if name.endswith("_") and name[:-1] in __all__:
         raise AttributeError(f"module 'jaxopt_port' has no attribute {name!r}: it is {name[:-1]}, which returns them")
-    raise AttributeError(f"module 'jaxopt_port' has no attribute {name!r}")
+    hint = f": the optimizers are {', '.join(optimizers)}" if name[:1].isupper() else ""
+    raise AttributeError(f"module 'jaxopt_port' has no attribute {name!r}{hint}")
 
 
 def __dir__() -> list[str]:

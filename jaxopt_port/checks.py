@@ -20,7 +20,7 @@ def flatten_like(treedef: Any, tree: Tree, what: str, like: str = "the parameter
     except (ValueError, TypeError) as error:
         why = error
     try:
-        treedef.flatten_up_to(jax.tree.map(_Form, tree))
+        treedef.flatten_up_to(jax.tree.map(_Shown, tree))
     except (ValueError, TypeError) as error:
         why = error  # with shapes in place of numbers
     raise ValueError(
@@ -29,7 +29,7 @@ def flatten_like(treedef: Any, tree: Tree, what: str, like: str = "the parameter
     )
 
 
-class _Form:
+class _Shown:
     """How an array is shown in an error."""
 
     def __init__(self, x: Any):
@@ -41,12 +41,29 @@ class _Form:
 
 def check_grad(params: Tree, index: int, p: Any, g: Any) -> None:
     """That a gradient has the shape and dtype of its parameter."""
+    if hasattr(g, "detach"):
+        raise TypeError(
+            f"the gradient of {leaf_paths(params)[index]!r} is a tensor of torch's: give that of jax.grad, or "
+            "jnp.asarray(p.grad.numpy())"
+        )
     if g.shape != p.shape or g.dtype != p.dtype:
         path = leaf_paths(params)[index]
         message = f"the gradient of {path!r} is {g.dtype}{list(g.shape)}, its parameter {p.dtype}{list(p.shape)}"
         if g.shape != p.shape:
             raise ValueError(message)
         raise TypeError(f"{message}: write jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)")
+
+
+def check_rule(rule: Any, options: Mapping[str, Any]) -> None:
+    """That a rule and the options of an optimizer belong together."""
+    if not hasattr(rule.slots, "_fields"):
+        raise TypeError(f"the slots of the rule {rule.name} must be a NamedTuple's class, not {rule.slots!r}")
+    missing = [name for name in rule.live if name not in options]
+    if missing:
+        raise TypeError(
+            f"the rule {rule.name} has live options that its optimizer does not: {', '.join(missing)}. The optimizer "
+            f"has {', '.join(options)}"
+        )
 
 
 def check_static(options: Mapping[str, Any], live: Sequence[str]) -> None:

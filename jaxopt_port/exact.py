@@ -69,7 +69,10 @@ def exact(optimizer: Optimizer) -> Optimizer:
     from jaxopt_port.cuda_arithmetic import CudaUpdate  # here, since it imports jax.extend, which takes long
 
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"exact takes an optimizer as its factory returns it, not a {type(optimizer).__name__}")
+        raise TypeError(
+            f"exact takes an optimizer as its factory returns it, not a {type(optimizer).__name__}: what is around one "
+            "goes around the exact one, as in optax.chain(clip, exact(adam()))"
+        )
     lifted = algorithm_of(optimizer)
     if type(lifted) is not Lifted:
         raise ValueError(
@@ -94,8 +97,7 @@ def exact(optimizer: Optimizer) -> Optimizer:
             raise TypeError("exact steps take no sparse gradients: use g.todense(), or the optimizer as it is")
 
     new = rule._replace(update=CudaUpdate(rule.name, rule.update), check_param=check_param, check_grad=check_grad)
-    algorithm = Exact(new, {**lifted.options[0], **lifted.arrays[0]}, lifted.groups, lifted.added)
-    algorithm.has_begun = lifted.has_begun
+    algorithm = lifted.made_as(Exact, new)
     return Optimizer(algorithm.init, algorithm.update)
 
 
@@ -106,7 +108,5 @@ class Exact(Lifted):
         return f"exact({super().__repr__()})"
 
     def add_param_group(self, state: OptState, params: Tree, group: ParamGroup) -> tuple["Exact", OptState]:
-        by, state = super().add_param_group(state, params, group)
-        new = Exact(by.rule, {**by.options[0], **by.arrays[0]}, by.groups, by.added)
-        new.has_begun = by.has_begun
-        return new, state
+        new, state = super().add_param_group(state, params, group)
+        return new.made_as(Exact), state

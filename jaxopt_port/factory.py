@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import optax
 
 from jaxopt_port.lift import lift
-from jaxopt_port.optimizer import Optimizer, described
+from jaxopt_port.optimizer import Optimizer, called, described
 from jaxopt_port.rule import Rule
 
 F = TypeVar("F", bound=Callable[..., Optimizer])
@@ -35,15 +35,20 @@ def factory(rule: Rule, **fixed: Any) -> Callable[[F], F]:
       rule: the rule, whose options are the parameters of the function, all but `param_groups`.
       **fixed: options that are not parameters.
 
+    Returns:
+      The decorator.
+
     Raises:
-      TypeError: something else than a `Rule`.
+      TypeError: something else than a `Rule`; a function without `param_groups`.
 
     Example:
       >>> import jax.numpy as jnp
       >>> from typing import NamedTuple
       >>> class Nothing(NamedTuple):
       ...     pass
-      >>> rule = Rule("descent", Nothing, lambda step, h, s: ({"lr": h.lr}, s), lambda p, g, s, c: (p - c.lr * g, s))
+      >>> def update(p, g, slot, c):
+      ...     return p - c.lr * g, slot
+      >>> rule = Rule("descent", Nothing, lambda step, hyper, state: ({"lr": hyper.lr}, state), update)
       >>> @factory(rule)
       ... def descent(lr: float = 0.1, *, param_groups=()) -> Optimizer: ...
       >>> optimizer = descent(lr=0.5)
@@ -57,6 +62,11 @@ def factory(rule: Rule, **fixed: Any) -> Callable[[F], F]:
 
     def decorate(function: F) -> F:
         signature = inspect.signature(function)
+        if "param_groups" not in signature.parameters:
+            raise TypeError(
+                f"{function.__name__}{signature} needs param_groups among its parameters, as in "
+                "def name(lr=1e-3, *, param_groups=())"
+            )
 
         @functools.wraps(function)
         def make(*args: Any, **kwargs: Any) -> Optimizer:
@@ -76,7 +86,11 @@ def told(function: F) -> F:
     @functools.wraps(function)
     def make(*args: Any, **kwargs: Any) -> Optimizer:
         bound = _bind(function.__name__, signature, args, kwargs)
-        return function(*bound.args, **bound.kwargs)
+        try:
+            return function(*bound.args, **bound.kwargs)
+        except (TypeError, ValueError, RuntimeError) as error:  # torch's words, which may not say what was given
+            error.add_note(f"The options: {called(function.__name__, bound.arguments)}.")
+            raise
 
     return make  # pyright: ignore[reportReturnType]
 
@@ -98,5 +112,8 @@ def _bind(name: str, signature: inspect.Signature, args: Any, kwargs: Any) -> in
         raise TypeError(f"{name}() {error}. Its arguments are {', '.join(signature.parameters)}") from None
     bound.apply_defaults()
     if isinstance(bound.arguments.get("lr"), optax.GradientTransformation):
-        raise TypeError(f"{name}() takes a learning rate first, not an optimizer")
+        raise TypeError(
+            f"{name}() takes a learning rate first, {name}(lr=...), not an optimizer: optax.chain and optax.partition "
+            "join optimizers"
+        )
     return bound

@@ -1,6 +1,6 @@
 """flat: the same optimizer, with the state of a group's parameters as one vector a dtype."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -10,11 +10,12 @@ import optax
 
 from jaxopt_port import slots as slots_
 from jaxopt_port.checks import flatten_like
+from jaxopt_port.dtypes import is_gradient
 from jaxopt_port.hyper import find_state, replace_state
 from jaxopt_port.lift import Leaf, Lifted
 from jaxopt_port.optimizer import Algorithm, Optimizer, OptState, algorithm_of, check_optimizer
 from jaxopt_port.param_groups import ParamGroup, leaf_paths
-from jaxopt_port.rule import is_sparse
+from jaxopt_port.rule import Rule, is_sparse
 from jaxopt_port.scalars import float64
 from jaxopt_port.sharding import is_abstract, replicated, sharded_as
 
@@ -70,7 +71,7 @@ def flat(optimizer: Optimizer) -> Optimizer:
             f"flat joins arrays, and {algorithm.rule.name} does not say that it works element by element "
             "(Rule(elementwise=True)): use the optimizer as it is"
         )
-    new = Flat(algorithm)
+    new = algorithm.made_as(Flat)
     return Optimizer(new.init, new.update)
 
 
@@ -81,6 +82,9 @@ def flatten_state(optimizer: Optimizer, state: T, params: Tree) -> T:
       optimizer: the flat one.
       state: an OptState with a tree like the parameters in each slot, or a pytree with one inside.
       params: the parameters.
+
+    Returns:
+      `state`, with vectors in the slots.
 
     Raises:
       TypeError: an optimizer that is not flat.
@@ -102,6 +106,9 @@ def unflatten_state(optimizer: Optimizer, state: T, params: Tree) -> T:
       optimizer: the flat one.
       state: its state, or a pytree with one inside.
       params: the parameters.
+
+    Returns:
+      `state`, with trees like the parameters in the slots.
 
     Raises:
       TypeError: an optimizer that is not flat.
@@ -134,17 +141,21 @@ class Joined(Lifted):
 class Flat(Lifted):
     """A rule with its groups, whose state is in vectors. It steps by vectors if it can, else by leaves."""
 
-    def __init__(self, by_leaf: Lifted):
-        given = by_leaf.rule, {**by_leaf.options[0], **by_leaf.arrays[0]}, by_leaf.groups, by_leaf.added
-        super().__init__(*given)
-        self.joined = Joined(*given)
-        self.has_begun = by_leaf.has_begun
+    def __init__(
+        self,
+        rule: Rule,
+        options: Mapping[str, Any],
+        param_groups: Sequence[ParamGroup],
+        added: Sequence[ParamGroup] = (),
+    ):
+        super().__init__(rule, options, param_groups, added)
+        self.joined = Joined(rule, options, param_groups, added)
+        self.joined.has_begun = True  # it gets states that were looked at here
 
     def __repr__(self) -> str:
         return f"flat({super().__repr__()})"
 
     def init(self, params: Tree) -> OptState:
-        self.joined.has_begun = True
         return self.flatten(super().init(params), params)
 
     def flatten(self, state: OptState, params: Tree) -> OptState:
@@ -179,8 +190,7 @@ class Flat(Lifted):
 
     def add_param_group(self, state: OptState, params: Tree, group: ParamGroup) -> tuple["Flat", OptState]:
         by_leaf, state = super().add_param_group(self.unflatten(state, params), params, group)
-        new = Flat(by_leaf)
-        new.joined.has_begun = True
+        new = by_leaf.made_as(Flat)
         return new, new.flatten(state, params)
 
     def _step(
@@ -216,7 +226,7 @@ class Flat(Lifted):
             count = state.steps[group].get("step", 0)  # a group without one is refused by the step
             if self.frozen[group]:
                 leaves.append(Leaf(index, group, p, None, None, False))
-            elif steps is not True or is_sparse(g) or g.dtype == jax.dtypes.float0 or np.ndim(count):
+            elif steps is not True or is_sparse(g) or not is_gradient(g) or np.ndim(count):
                 return None
             else:
                 leaves.append(Leaf(index, group, jnp.asarray(p), jnp.asarray(g), None, True))
@@ -274,7 +284,8 @@ def _split(vector: Any, likes: Sequence[Any]) -> Sequence[Any]:
     sizes = [int(np.prod(jnp.shape(like))) for like in likes]
     if jnp.shape(vector) != (sum(sizes),):
         raise ValueError(
-            f"a vector in the optimizer state is {list(jnp.shape(vector))}, its parameters have {sum(sizes)} numbers"
+            f"a vector in the optimizer state is {list(jnp.shape(vector))}, its parameters have {sum(sizes)} numbers: "
+            "make the state of these parameters, by init or flatten_state(optimizer, state, params)"
         )
 
     def split(vector: jax.Array, likes: Sequence[Any]) -> list[jax.Array]:
@@ -289,7 +300,10 @@ def _split(vector: Any, likes: Sequence[Any]) -> Sequence[Any]:
 def _algorithm(optimizer: Any) -> Algorithm:
     check_optimizer(optimizer, "flat(optimizer)")
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"flat takes an optimizer as its factory returns it, not a {type(optimizer).__name__}")
+        raise TypeError(
+            f"flat takes an optimizer as its factory returns it, not a {type(optimizer).__name__}: what is around one "
+            "goes around the flat one, as in optax.chain(clip, flat(adam()))"
+        )
     return algorithm_of(optimizer)
 
 

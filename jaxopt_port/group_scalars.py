@@ -1,6 +1,6 @@
 """The scalars of a parameter group at one step: torch's Python-float arithmetic, once for all the group's leaves."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_port.number import is_number, to_float64
+from jaxopt_port.rule import Scalars, ScalarState
 from jaxopt_port.scalars import float64
 
-Scalars = dict[str, jax.Array]
-ScalarState = dict[str, jax.Array]
 Static = tuple[tuple[str, Any], ...]
 
 
@@ -59,15 +58,28 @@ def _group_scalars(
     all_move = known is not None and all(known)
     if not all_move:
         old = {name: jnp.broadcast_to(value, mask.shape) for name, value in old.items()}
-    h = SimpleNamespace(**jax.tree.map(to_float64, live, is_leaf=is_number), **dict(static))
+    hyper = SimpleNamespace(**jax.tree.map(to_float64, live, is_leaf=is_number), **dict(static))
     step = old["step"] + jnp.ones((), old["step"].dtype)
-    c, rest = scalars(step.astype(jnp.float64), h, {name: value for name, value in old.items() if name != "step"})
+    kept = {name: value for name, value in old.items() if name != "step"}
+    c, rest = _checked(scalars(step.astype(jnp.float64), hyper, kept), kept.keys())
     new = {name: jnp.asarray(value, old[name].dtype) for name, value in {"step": step, **rest}.items()}
     if not all_move:
         new = {name: jnp.where(mask, value, old[name]) for name, value in new.items()}
     ones = {"one": jnp.where(step > 0, 1.0, 2.0), "another_one": jnp.where(step > -1, 1.0, 2.0)}
     arrays = {name: jnp.asarray(value) for name, value in {**c, **ones}.items()}
     return {dtype: _rounded(arrays, dtype, apart=moving is None) for dtype in dtypes}, new
+
+
+def _checked(returned: Any, kept: Collection[str]) -> tuple[Scalars, ScalarState]:
+    """What a rule's scalars returned, which may be a user's."""
+    if not (isinstance(returned, tuple) and len(returned) == 2 and all(isinstance(x, dict) for x in returned)):
+        raise TypeError(f"a rule's scalars has to return (c, state), two dicts, not a {type(returned).__name__}")
+    if returned[1].keys() != set(kept):
+        raise TypeError(
+            f"a rule's scalars has to return the scalar state that it got, {sorted(kept)}, not {sorted(returned[1])}: "
+            "first values are in Rule(scalar_state={...})"
+        )
+    return returned
 
 
 def _rounded(c: Scalars, dtype: Any, apart: bool) -> list[Scalars]:

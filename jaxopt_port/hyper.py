@@ -22,9 +22,21 @@ def _is_state(x: Any) -> bool:
 def find_state(state: Any) -> OptState:
     """The one OptState inside a chain's state, a TrainState or any other pytree.
 
+    Args:
+      state: the pytree.
+
+    Returns:
+      The OptState.
+
     Raises:
       TypeError: it is the optimizer and not its state.
       ValueError: there is none, or more than one.
+
+    Example:
+      >>> import jaxopt_port as optim, optax
+      >>> chain = optax.chain(optax.clip_by_global_norm(1.0), optim.adam(lr=0.1))
+      >>> find_state(chain.init({"w": jnp.ones(2)})).slots.exp_avg
+      {'w': Array([0., 0.], dtype=float32)}
     """
     if isinstance(state, optax.GradientTransformation):
         raise TypeError("this is the optimizer: pass its state, which optimizer.init(params) returns")
@@ -44,7 +56,26 @@ def find_state(state: Any) -> OptState:
 
 
 def replace_state(state: T, new: OptState) -> T:
-    """`state` with the one OptState inside it replaced."""
+    """`state` with the one OptState inside it replaced.
+
+    Args:
+      state: an OptState, or a pytree with one inside.
+      new: what takes its place.
+
+    Returns:
+      A pytree like `state`.
+
+    Raises:
+      TypeError: `state` is the optimizer and not its state.
+      ValueError: there is no OptState in it, or more than one.
+
+    Example:
+      >>> import jaxopt_port as optim
+      >>> state = ("ema", optim.sgd(lr=0.1).init({}))
+      >>> new = set_hyper(find_state(state), lr=0.01)
+      >>> get_hyper(replace_state(state, new))[0]["lr"]
+      0.01
+    """
     find_state(state)
     return jax.tree.map(lambda x: new if _is_state(x) else x, state, is_leaf=_is_state)
 
@@ -58,6 +89,10 @@ def get_hyper(state: Any) -> list[dict[str, Any]]:
     Returns:
       A dict for each group: group 0, the default group, then the ParamGroups in order. Of the states that `vmap`
       makes, lists of floats.
+
+    Raises:
+      TypeError: the optimizer in place of its state.
+      ValueError: no state, or more than one.
 
     Example:
       >>> import jaxopt_port as optim
@@ -125,11 +160,11 @@ def _like(group: Mapping[str, Any], index: int, name: str, value: Any) -> Any:
         )
     new = jax.tree.leaves(value)
     numbers = all(isinstance(x, NUMBER) and not np.iscomplexobj(x) for x in new)
-    if _form(group[name]) != _form(value) or not numbers:
-        raise ValueError(f"{name!r} of group {index} must be {_form(group[name])}, not {value!r}")
+    if _wanted(group[name]) != _wanted(value) or not numbers:
+        raise ValueError(f"{name!r} of group {index} must be {_wanted(group[name])}, not {value!r}")
     sizes = list(map(np.size, new))
     if set(sizes) != {1}:
-        raise ValueError(f"{name!r} of group {index} must be {_form(group[name])}, not an array of {max(sizes)}")
+        raise ValueError(f"{name!r} of group {index} must be {_wanted(group[name])}, not an array of {max(sizes)}")
     if isinstance(value, list):
         value = tuple(value)
     return jax.tree.map(in_place_of, group[name], value, is_leaf=is_number)
@@ -150,7 +185,8 @@ def in_place_of(old: Number, value: Any) -> Number:
     return treedef.unflatten([jnp.asarray(parts)])
 
 
-def _form(value: Any) -> str:
+def _wanted(value: Any) -> str:
+    """What a value in place of this one has to be, in words."""
     if isinstance(value, tuple | list) and not is_number(value):
-        return f"({', '.join(map(_form, value))})"
+        return f"({', '.join(map(_wanted, value))})"
     return repr(value) if value is None or isinstance(value, str) else "a number"

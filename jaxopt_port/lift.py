@@ -1,11 +1,10 @@
 """The lift: makes an optimizer over trees of a rule for one array. It alone knows trees, groups, None and frozen."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +12,18 @@ import numpy as np
 
 from jaxopt_port import param_groups as groups_
 from jaxopt_port import slots as slots_
-from jaxopt_port.checks import check_fresh, check_grad, check_live, check_static, flatten_like
+from jaxopt_port.checks import check_fresh, check_grad, check_live, check_rule, check_static, flatten_like
+from jaxopt_port.dtypes import is_gradient
 from jaxopt_port.group_scalars import group_scalars
 from jaxopt_port.number import to_number
-from jaxopt_port.optimizer import Algorithm, Optimizer, OptState
+from jaxopt_port.optimizer import Algorithm, Optimizer, OptState, called, check_state
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule, as_complex, as_real, compute_dtype, is_sparse, step_leaf
-from jaxopt_port.scalars import check_numbers, float64, is_known, is_on
+from jaxopt_port.scalars import check_numbers, is_known, is_on, x64_for
 from jaxopt_port.sharding import abstract, is_abstract, on_devices_of
 
 Tree = Any
+L = TypeVar("L", bound="Lifted")
 FLOAT64 = np.dtype(np.float64)
 
 
@@ -39,6 +40,18 @@ def lift(rule: Rule, options: Mapping[str, Any], param_groups: Sequence[ParamGro
 
     Raises:
       ValueError, TypeError: options or groups that cannot be.
+
+    Example:
+      >>> from typing import NamedTuple
+      >>> class Nothing(NamedTuple):
+      ...     pass
+      >>> def scalars(step, hyper, state):
+      ...     return {"lr": hyper.lr}, state
+      >>> def update(p, g, slot, c):
+      ...     return p - c.lr * g, slot
+      >>> optimizer = lift(Rule("descent", Nothing, scalars, update), {"lr": 0.5})
+      >>> optimizer.step(jnp.ones(1), optimizer.init(jnp.ones(1)), jnp.ones(1))[0]
+      Array([0.5], dtype=float32)
     """
     lifted = Lifted(rule, options, param_groups)
     return Optimizer(lifted.init, lifted.update)
@@ -59,27 +72,36 @@ class Leaf:
     def dtype(self) -> Any:
         return compute_dtype(self.p.dtype)
 
-    def wide_enough(self) -> AbstractContextManager[Any]:
-        """The context in which a leaf of 64 bits keeps them with jax_enable_x64 off, too."""
-        return float64() if self.dtype == FLOAT64 else nullcontext()
-
 
 class Lifted(Algorithm):
     """A rule with its groups."""
 
-    def __init__(self, rule: Rule, options: Mapping[str, Any], param_groups: Sequence[ParamGroup], added: int = 0):
+    def __init__(
+        self,
+        rule: Rule,
+        options: Mapping[str, Any],
+        param_groups: Sequence[ParamGroup],
+        added: Sequence[ParamGroup] = (),
+    ):
+        """`added` are the groups of `add_param_group`."""
+        check_rule(rule, options)
         self.rule = rule
-        self.added = added
-        self.groups = groups_.check_groups(param_groups, added)
+        self.first_groups, self.added = groups_.check_groups(param_groups), tuple(added)
+        self.groups = (*self.first_groups, *self.added)
         self.frozen = [False, *(group.frozen for group in self.groups)]
         given = [dict(options), *(_merge(rule, options, group) for group in self.groups)]
         for each in given:
             check_static(each, rule.live)
         self.arrays = [{k: v for k, v in each.items() if isinstance(v, jax.Array)} for each in given]
         self.options = [_plain(each) for each in given]
-        for each in self.options:
+        for number, each in enumerate(self.options):
             check_numbers(each, rule.live)
-            rule.check(each)
+            try:
+                rule.check(each)
+            except (TypeError, ValueError, RuntimeError) as error:  # torch's words, which may not say what was given
+                where = f" of {self.groups[number - 1]}" if number else ""
+                error.add_note(f"The options{where}: {called(rule.name, each)}.")
+                raise
         self.namespaces = [SimpleNamespace(**each) for each in self.options]  # as the rule's functions take them
         self.live = [
             tuple(name for name in rule.live if name not in rule.structural or is_on(each[name]))
@@ -95,17 +117,22 @@ class Lifted(Algorithm):
             if not frozen
         ]
         self.fields = [name for name in rule.slots._fields if any(name in fields for fields in kept)]
-        self.forms: dict[Any, str] = {}  # of the slots, by group, shape and dtype
+        self.expected: dict[Any, str] = {}  # slots in words, by group, shape and dtype
         self.has_begun = False  # whether `init` was called, see check_fresh
 
     def __repr__(self) -> str:
-        options = [f"{name}={value!r}" for name, value in self.options[0].items()]
-        groups = [f"param_groups={list(self.groups)!r}"] if self.groups else []
-        return f"{self.rule.name}({', '.join([*options, *groups])})"
+        return called(self.rule.name, self.options[0] | ({"param_groups": list(self.groups)} if self.groups else {}))
+
+    def made_as(self, kind: type[L], rule: Rule | None = None) -> L:
+        """The same optimizer as another kind of `Lifted`, with another rule if one is given."""
+        options = {**self.options[0], **self.arrays[0]}
+        new = kind(self.rule if rule is None else rule, options, self.first_groups, self.added)
+        new.has_begun = self.has_begun
+        return new
 
     def members(self, params: Tree) -> list[int]:
         """The group of every leaf."""
-        return groups_.assign(self.groups, params, self.added)
+        return groups_.assign(self.first_groups, params, self.added)
 
     def frozen_leaves(self, params: Tree) -> list[bool]:
         return [self.frozen[group] for group in self.members(params)]
@@ -134,6 +161,11 @@ class Lifted(Algorithm):
         if is_abstract(leaf):
             slot = jax.eval_shape(partial(self._init_leaf, params, index, group=group), leaf)
             return abstract(slot, like=leaf)
+        if hasattr(leaf, "detach"):
+            raise TypeError(
+                f"parameter {groups_.leaf_paths(params)[index]!r} is a tensor of torch's: take weights over by "
+                "jaxopt_port.torch_interop.layout, or by jnp.asarray(p.detach().numpy())"
+            )
         p = jnp.asarray(leaf)
         if not jnp.issubdtype(p.dtype, jnp.inexact):
             raise TypeError(
@@ -230,7 +262,7 @@ class Lifted(Algorithm):
         step = partial(step_leaf, (self.rule.update, self.static[group]))
         for at, leaf in enumerate(inside):
             if known and leaf.moves:
-                with leaf.wide_enough():
+                with x64_for(leaf.dtype):
                     own = c[self._of_scalars(leaf)][at]
                     leaf.p, leaf.slot = step(leaf.p, leaf.g, leaf.slot, own)
         if not known:
@@ -253,7 +285,7 @@ class Lifted(Algorithm):
                 alike.setdefault((str(key), leaf.dtype), []).append(at)
         for places in alike.values():
             leaves = [inside[at] for at in places]
-            with leaves[0].wide_enough():
+            with x64_for(leaves[0].dtype):
                 own = c[self._of_scalars(leaves[0])][0]
                 own = {name: value[np.array(places)] for name, value in own.items()}
                 stacked = _stack([(jnp.asarray(leaf.moves), leaf.p, leaf.g, leaf.slot) for leaf in leaves])
@@ -268,7 +300,7 @@ class Lifted(Algorithm):
 
     def add_param_group(self, state: OptState, params: Tree, group: ParamGroup) -> tuple["Lifted", OptState]:
         self._check_state(state)
-        new = Lifted(self.rule, self.options[0], (*self.groups, group), self.added + 1)
+        new = Lifted(self.rule, self.options[0], self.first_groups, (*self.added, group))
         old_members, members = self.members(params), new.members(params)
         taken = [i for i, member in enumerate(members) if member == len(new.groups)]
         twice = [groups_.leaf_paths(params)[i] for i in taken if not self.frozen[old_members[i]]]
@@ -282,11 +314,7 @@ class Lifted(Algorithm):
         return new, OptState(steps, slots, param_groups)
 
     def _check_state(self, state: Any) -> None:
-        if not isinstance(state, OptState):
-            raise TypeError(
-                f"expected the OptState that init returned, got a {type(state).__name__}: state comes before params, "
-                "as in step(grads, state, params)"
-            )
+        check_state(state, OptState, "step(grads, state, params)")
         kind, needed = type(state.slots), self.rule.slots
         if kind is not needed:
             raise ValueError(
@@ -306,19 +334,23 @@ class Lifted(Algorithm):
 
     def _check_grad(self, params: Tree, leaf: Leaf) -> None:
         """That a gradient is one of its parameter, and one that the rule takes."""
-        if leaf.g is not None and leaf.g.dtype != jax.dtypes.float0:
+        if is_gradient(leaf.g):
             check_grad(params, leaf.index, leaf.p, leaf.g)
-            self.rule.check_grad(leaf.g, self.namespaces[leaf.group])
+            try:
+                self.rule.check_grad(leaf.g, self.namespaces[leaf.group])
+            except (TypeError, ValueError, RuntimeError) as error:
+                error.add_note(f"The gradient is that of {groups_.leaf_paths(params)[leaf.index]!r}.")
+                raise
 
     def _check_slot(self, params: Tree, leaf: Leaf) -> None:
         """That a slot has the arrays which `init` makes for its parameter with the group's options."""
         key = (leaf.group, jnp.shape(leaf.p), jnp.result_type(leaf.p))
         if not jnp.issubdtype(key[2], jnp.inexact):
             return
-        if key not in self.forms:
+        if key not in self.expected:
             like = jax.eval_shape(partial(self._init_leaf, params, leaf.index, group=leaf.group), leaf.p)
-            self.forms[key] = slots_.form(like)
-        slots_.check_slot(params, leaf.index, slots_.form(leaf.slot), self.forms[key])
+            self.expected[key] = slots_.in_words(like)
+        slots_.check_slot(params, leaf.index, slots_.in_words(leaf.slot), self.expected[key])
 
 
 def _merge(rule: Rule, options: Mapping[str, Any], group: ParamGroup) -> dict[str, Any]:

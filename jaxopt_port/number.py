@@ -43,7 +43,14 @@ class Number(NamedTuple):
         return float(to_numpy(self))
 
     def astype(self, dtype: Any) -> jax.Array:
-        """The number rounded to a dtype, in a trace too, where `float` has no value to give."""
+        """The number rounded to a dtype, in a trace too, where `float` has no value to give.
+
+        Args:
+          dtype: the dtype.
+
+        Returns:
+          An array of it, of the shape of `parts` without its last axis.
+        """
         with float64():
             return to_float64(self).astype(dtype)
 

@@ -23,7 +23,7 @@ chosen by experiment (2 cores, AdamW, float32, donated; times to compile in CPU 
     one vector at different places are different kernels (100 leaves, a third None: 4.1 s to compile, so 1.2).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import MethodType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -40,6 +40,7 @@ Tree = Any
 # What torch's optimizers have, and where it is here.
 TORCHS = {
     "add_param_group": "it is jaxopt_port.add_param_group(optimizer, state, params, group)",
+    "lr": "read it with jaxopt_port.get_hyper(state), change it with set_hyper(state, lr=...)",
     "load_state_dict": "it is jaxopt_port.torch_interop.load_optimizer(factory, state_dict, params, mapping)",
     "param_groups": "read them with jaxopt_port.get_hyper(state), change them with set_hyper(state, lr=...)",
     "state": "it is a value that init(params) and step return",
@@ -66,11 +67,25 @@ class OptState(NamedTuple):
     slots: Any
     param_groups: tuple[dict[str, Any], ...]
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            hint = "hyper-parameters are read by jaxopt_port.get_hyper(state), arrays are in state.slots"
+            raise AttributeError(f"'OptState' object has no attribute {name!r}: {hint}")
+
 
 class Optimizer(optax.GradientTransformationExtraArgs):
     """An optax gradient transformation that can also take torch's step.
 
     `init(params) -> state` and `update(grads, state, params) -> (updates, state)` are optax's.
+
+    Example:
+      >>> import jaxopt_port as optim
+      >>> optimizer = optim.sgd(lr=0.5)
+      >>> params = {"w": jnp.array([3.0])}
+      >>> grads, state = {"w": jnp.array([2.0])}, optimizer.init(params)
+      >>> optimizer.step(grads, state, params)[0], optimizer.update(grads, state, params)[0]
+      ({'w': Array([2.], dtype=float32)}, {'w': Array([-1.], dtype=float32)})
     """
 
     __slots__ = ()
@@ -119,6 +134,17 @@ class Optimizer(optax.GradientTransformationExtraArgs):
 
         Returns:
           `(loss, params, state)`, or `((loss, aux), params, state)`; the loss is that of the parameters given.
+
+        Raises:
+          TypeError: a closure that is no function, or whose loss is not a real scalar; all that `step` raises.
+
+        Example:
+          >>> import jaxopt_port as optim
+          >>> optimizer, params = optim.sgd(lr=0.25), {"w": jnp.array([2.0])}
+          >>> closure = lambda params: (params["w"] ** 2).sum()
+          >>> loss, params, state = optimizer.step_closure(closure, optimizer.init(params), params)
+          >>> loss, params
+          (Array(4., dtype=float32), {'w': Array([1.], dtype=float32)})
         """
         if not callable(closure):
             raise TypeError(
@@ -244,8 +270,14 @@ def described(given: Any) -> str:
     """What was given where something else is wanted, short."""
     if isinstance(given, str | int | float | None):
         return repr(given)
-    name = getattr(given, "__name__", None)
-    return f"a {type(given).__name__}" if name is None else f"{name}, a {type(given).__name__}"
+    name, kind = getattr(given, "__name__", None), type(given).__name__
+    kind = f"{'an' if kind[0] in 'AEIOU' else 'a'} {kind}"
+    return kind if name is None else f"{name}, {kind}"
+
+
+def called(name: str, options: Mapping[str, Any]) -> str:
+    """A call as one writes it: `sgd(lr=0.1)`."""
+    return f"{name}({', '.join(f'{key}={value!r}' for key, value in options.items())})"
 
 
 def check_optimizer(optimizer: Any, where: str) -> None:
@@ -253,6 +285,15 @@ def check_optimizer(optimizer: Any, where: str) -> None:
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(
             f"{where} needs an optimizer, as jaxopt_port.adam(lr=...) returns it, not {described(optimizer)}"
+        )
+
+
+def check_state(state: Any, kind: type[Any], call: str) -> None:
+    """That it is a state, and stands where `call` has it."""
+    if not isinstance(state, kind):
+        raise TypeError(
+            f"expected the {kind.__name__} that init returned, got a {type(state).__name__}: state comes before "
+            f"params, as in {call}"
         )
 
 

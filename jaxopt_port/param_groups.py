@@ -5,6 +5,7 @@ matches it. Groups that were added during a run come last in that order, but tak
 """
 
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -44,7 +45,7 @@ class ParamGroup:
             if not isinstance(which, Sequence) or not all(isinstance(path, str) for path in which):
                 raise TypeError(
                     "ParamGroup needs a pattern, a list of paths or a function (path, leaf) -> bool that says which "
-                    f"parameters, as in ParamGroup('.*/bias', lr=0.1), not {which!r}"
+                    f"parameters, as in ParamGroup('.*/bias', lr=0.1), not {reprlib.repr(which)}"
                 )
             which = tuple(which)
             twice = _twice(which)
@@ -60,6 +61,7 @@ class ParamGroup:
         return f"ParamGroup({', '.join([repr(self.which), *(f'{k}={v!r}' for k, v in options.items())])})"
 
     def matches(self, path: str, leaf: Any) -> bool:
+        """Whether a parameter with this path is one of the group's, if no group before it has it."""
         if isinstance(self.which, str):
             return re.fullmatch(self.which, path) is not None
         if callable(self.which):
@@ -71,7 +73,7 @@ def _twice(paths: Sequence[str]) -> list[str]:
     return sorted(path for path, count in Counter(paths).items() if count > 1)
 
 
-def leaf_paths(tree: Any) -> list[str]:
+def leaf_paths(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[str]:
     """The `/`-joined path of every leaf, the same for a plain tree and for boxes around its leaves.
 
     nnx variables and partitioned linen parameters are boxes that hold a value in an attribute: its name is dropped.
@@ -80,7 +82,7 @@ def leaf_paths(tree: Any) -> list[str]:
       >>> leaf_paths({"dense": {"bias": 1, "kernel": 2}, "scale": [3]})
       ['dense/bias', 'dense/kernel', 'scale/0']
     """
-    paths, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_box)
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf or is_box)
     return ["/".join(map(_key, path)) for path, _ in paths]
 
 
@@ -96,8 +98,8 @@ def _key(entry: Any) -> str:
     return str(entry)
 
 
-def check_groups(param_groups: Any, added: int = 0) -> tuple[ParamGroup, ...]:
-    """The groups as a tuple. The last `added` of them may list paths that others list.
+def check_groups(param_groups: Any) -> tuple[ParamGroup, ...]:
+    """The groups as a tuple.
 
     Raises:
       TypeError: it is not a sequence of `ParamGroup`s.
@@ -105,27 +107,27 @@ def check_groups(param_groups: Any, added: int = 0) -> tuple[ParamGroup, ...]:
     """
     if not isinstance(param_groups, Sequence) or not all(isinstance(group, ParamGroup) for group in param_groups):
         raise TypeError(
-            f"param_groups must be a list of ParamGroups, not {param_groups!r}: write [ParamGroup(which, lr=...)], "
-            "where `which` tells the parameters by their paths"
+            f"param_groups must be a list of ParamGroups, not {reprlib.repr(param_groups)}: write [ParamGroup(which, "
+            "lr=...)], where `which` tells the parameters by their paths"
         )
-    given = param_groups[: len(param_groups) - added]
-    listed = [path for group in given if isinstance(group.which, tuple) for path in group.which]
+    listed = [path for group in param_groups if isinstance(group.which, tuple) for path in group.which]
     twice = _twice(listed)
     if twice:
         raise ValueError(f"some parameters appear in more than one parameter group: {', '.join(twice)}")
     return tuple(param_groups)
 
 
-def assign(groups: Sequence[ParamGroup], params: Any, added: int = 0) -> list[int]:
-    """The group of every leaf of `params`: 0 for the default group, i + 1 for `groups[i]`.
+def assign(groups: Sequence[ParamGroup], params: Any, added: Sequence[ParamGroup] = ()) -> list[int]:
+    """The group of every leaf of `params`: 0 for the default group, then by `groups` and `added`, from 1.
 
-    The last `added` of the groups come before the others, the last first.
+    Those that were added match before the others, the last first. They may list paths that others list.
 
     Raises:
       ValueError: a group matches no leaf at all, or only such as are in groups before it; a listed path does not exist.
     """
     leaves = jax.tree.leaves(params)
-    if not groups or not leaves:
+    every = (*groups, *added)
+    if not every or not leaves:
         return [0] * len(leaves)
     paths = leaf_paths(params)
     shared = _twice(paths)
@@ -134,13 +136,12 @@ def assign(groups: Sequence[ParamGroup], params: Any, added: int = 0) -> list[in
             f"two parameters have the path {shared[0]!r}, as of {{'a/b': ...}} and {{'a': {{'b': ...}}}}: groups tell "
             "parameters by their paths; rename one"
         )
-    matched = [[group.matches(path, leaf) for path, leaf in zip(paths, leaves, strict=True)] for group in groups]
-    for group, own in zip(groups, matched, strict=True):
+    matched = [[group.matches(path, leaf) for path, leaf in zip(paths, leaves, strict=True)] for group in every]
+    for group, own in zip(every, matched, strict=True):
         _check_matches_something(group, paths, any(own))
-    given = len(groups) - added
-    order = [*reversed(range(given, len(groups))), *range(given)]
+    order = [*reversed(range(len(groups), len(every))), *range(len(groups))]
     members = [next((i + 1 for i in order if matched[i][at]), 0) for at in range(len(leaves))]
-    for i, group in enumerate(groups[:given]):
+    for i, group in enumerate(groups):
         taken = {members[at]: paths[at] for at, own in enumerate(matched[i]) if own}
         if max(taken) <= i:
             earlier, path = next(iter(taken.items()))

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxopt_port.dtypes import widened
 from jaxopt_port.sharding import sharded_as, side_by_side
 
 Tree = Any
-Scalars = dict[str, Any]
+Scalars = dict[str, Any]  # what a rule computes from hyper-parameters for a step
+ScalarState = dict[str, jax.Array]  # what it keeps of scalars from step to step
 
 
 def _takes_all(*_: Any) -> None:
@@ -39,9 +41,9 @@ class Rule(NamedTuple):
     Args:
       name: of the optimizer, in lower case.
       slots: the NamedTuple of what is kept for a parameter, with torch's names.
-      scalars: `(step, h, s) -> (c, s)`, torch's Python-float arithmetic in float64. `step` counts from 1, `h` has
-        the group's options as attributes, `s` is a dict of the scalar state beside `step`. All may be vectors with an
-        element a parameter, so it is elementwise. What it returns in `c`, a dict, `update` gets.
+      scalars: `(step, hyper, state) -> (c, state)`, torch's Python-float arithmetic in float64. `step` counts from 1,
+        `hyper` has the group's options as attributes, `state` is a dict of the scalar state beside `step`. All may be
+        vectors with an element a parameter, so it is elementwise. What it returns in `c`, a dict, `update` gets.
       update: `(p, g, slot, c) -> (p, slot)`, torch's tensor arithmetic. `c` has the group's static options and the
         scalars as attributes, these rounded to the array's dtype as torch rounds a number that meets a tensor, and
         `dtype`, the parameter's own (16-bit parameters are computed in float32); `one` and `another_one` are 1 at every
@@ -64,7 +66,7 @@ class Rule(NamedTuple):
 
     name: str
     slots: Any
-    scalars: Callable[[jax.Array, SimpleNamespace, dict[str, jax.Array]], tuple[Scalars, dict[str, jax.Array]]]
+    scalars: Callable[[jax.Array, SimpleNamespace, ScalarState], tuple[Scalars, ScalarState]]
     update: Callable[[jax.Array, Any, Any, SimpleNamespace], tuple[jax.Array, Any]]
     init: Callable[[jax.Array, SimpleNamespace], Any] | None = None
     check: Callable[[Mapping[str, Any]], None] = _takes_all
@@ -100,23 +102,34 @@ def step_leaf(
         g = -g
     wide = compute_dtype(p.dtype)
     if is_sparse(g):
-        p_, slot_ = update(p, as_real(g, wide), slot, c_)
+        returned = update(p, as_real(g, wide), slot, c_)
     else:
-        p_, slot_ = update(*as_real(side_by_side(p, g, slot), wide), c_)
+        returned = update(*as_real(side_by_side(p, g, slot), wide), c_)
+    p_, slot_ = _checked(returned, type(slot))
     slot = jax.tree.map(_cast_like, as_complex(p, slot_), slot)
     return sharded_as(p, as_complex(p, p_).astype(p.dtype)), slot
 
 
+def _checked(returned: Any, slots: type[Any]) -> tuple[jax.Array, Any]:
+    """What an update returned, which may be a user's."""
+    if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], slots)):
+        what = [type(x).__name__ for x in returned] if type(returned) is tuple else type(returned).__name__
+        raise TypeError(f"a rule's update has to return (p, slot), slot a {slots.__name__}, and it returned {what}")
+    return returned
+
+
 def _cast_like(new: jax.Array, old: jax.Array) -> jax.Array:
     if new.shape != old.shape:
-        raise ValueError(f"the state of a parameter has an array {list(old.shape)} that should be {list(new.shape)}")
+        raise ValueError(
+            f"the rule's update returned an array {list(new.shape)} for one of its slot that is {list(old.shape)}: a "
+            "slot keeps the shapes that the rule's init gives it"
+        )
     return sharded_as(old, new.astype(old.dtype))
 
 
 def compute_dtype(dtype: Any) -> Any:
     """The real dtype in which a leaf is computed: 16-bit floats are computed in float32, rounded at the end."""
-    real = jnp.finfo(dtype).dtype
-    return jnp.dtype(jnp.float32) if real.itemsize < 4 else real
+    return widened(jnp.finfo(dtype).dtype)
 
 
 def as_real(tree: Tree, dtype: Any = None) -> Tree:

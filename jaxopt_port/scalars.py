@@ -6,7 +6,7 @@ meets a tensor. So they are float64 here too, whatever the parameters' dtype and
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -21,6 +21,11 @@ NUMBER = int | float | np.ndarray | np.generic | jax.Array
 def float64() -> AbstractContextManager[Any]:
     """The context in which torch's Python-float arithmetic is done: 64-bit types, locally."""
     return jax.enable_x64(True)
+
+
+def x64_for(*dtypes: Any) -> AbstractContextManager[Any]:
+    """The context in which arrays of these dtypes keep their 64 bits, with `jax_enable_x64` off, too."""
+    return float64() if any(dtype in (jnp.float64, jnp.complex128) for dtype in dtypes) else nullcontext()
 
 
 def is_known(value: Scalar) -> bool:
@@ -91,6 +96,14 @@ def check_should_be(what: str, value: Scalar, at_least: float) -> None:
     """The same in the words of torch's newer optimizers: `{what} should be >= {at_least} but is: {value}`."""
     if is_known(value) and not value >= at_least:
         raise ValueError(f"{what} should be >= {at_least:g} but is: {value}")
+
+
+def check_moments(options: Mapping[str, Any]) -> None:
+    """Raise what torch's Adam and those like it raise for `lr`, `eps`, `betas` and `weight_decay`, in that order."""
+    check_lr(options["lr"])
+    check_at_least_0("epsilon value", options["eps"])
+    check_betas(options["betas"])
+    check_at_least_0("weight_decay value", options["weight_decay"])
 
 
 def check_betas(betas: Sequence[Scalar]) -> None:

@@ -83,14 +83,14 @@ def _like(old: Any, new: Any) -> Any:
     return jax.tree.structure(old).unflatten([] if new is None else [new])
 
 
-def form(slot: Any) -> str:
+def in_words(slot: Any) -> str:
     """A slot's arrays, in words."""
     arrays = {name: x for name, x in zip(slot._fields, slot, strict=True) if x is not None}
     return f"{type(slot).__name__}({', '.join(f'{name}{list(jnp.shape(x))}' for name, x in arrays.items())})"
 
 
 def check_slot(params: Tree, index: int, slot: str, expected: str) -> None:
-    """That a parameter's state has the arrays that `init` makes, both in the words of `form`."""
+    """That a parameter's state has the arrays that `init` makes, both as `in_words` has them."""
     if slot != expected:
         raise ValueError(
             f"the state of parameter {leaf_paths(params)[index]!r} is {slot}, and should be {expected}: it was made "

@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_port.batch_norm import update_bn as update_bn
-from jaxopt_port.gradients.dtypes import times, widened
+from jaxopt_port.dtypes import times, widened
 from jaxopt_port.lr_scheduler import swalr as swalr
+from jaxopt_port.optimizer import described
 from jaxopt_port.rule import as_complex, as_real
 from jaxopt_port.rules.tensor_ops import lerp, rounded
 from jaxopt_port.scalars import float64
@@ -149,7 +150,14 @@ class AveragedModel:
     """What `averaged_model` returns: `init(params) -> state` and `update(state, params) -> state`."""
 
     multi_avg_fn: MultiAvgFn
-    use_buffers: bool
+    use_buffers: bool = False
+
+    def __post_init__(self) -> None:
+        if not callable(self.multi_avg_fn):
+            raise TypeError(
+                "AveragedModel is what averaged_model(avg_fn=...) returns, and takes no model: the parameters go to "
+                f"its init(params), not {described(self.multi_avg_fn)} here"
+            )
 
     def init(self, params: Tree, buffers: Tree = None) -> AveragedState:
         """torch's constructor: a copy of the parameters, safe where they are donated.
@@ -226,6 +234,11 @@ def averaged_model(
     if avg_fn is not None and multi_avg_fn is not None:
         raise ValueError("Only one of avg_fn and multi_avg_fn should be provided")
     return AveragedModel(multi_avg_fn or partial(_each, avg_fn or get_swa_avg_fn()), use_buffers)
+
+
+def __getattr__(name: str) -> Any:
+    hint = ": it is swalr, without the optimizer, whose state goes to init(state)" if name == "SWALR" else ""
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
 
 
 # What follows is at the top of the module, and bound by `partial`, so that an `AveragedModel` can be pickled.

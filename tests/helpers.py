@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +74,36 @@ def assert_same_bits(actual: Any, expected: Any) -> None:
 
 def assert_same_types(actual: Any, expected: Any) -> None:
     assert jax.tree.map(lambda x: (x.shape, x.dtype), actual) == jax.tree.map(lambda x: (x.shape, x.dtype), expected)
+
+
+def same_kind(actual: np.ndarray | None, expected: np.ndarray) -> TypeGuard[np.ndarray]:
+    """Whether there is an array of the same shape and dtype."""
+    return actual is not None and actual.shape == expected.shape and actual.dtype == expected.dtype
+
+
+def real_numbers(x: np.ndarray) -> np.ndarray:
+    """An array as a vector of real numbers, two for a complex one."""
+    x = np.ascontiguousarray(x).reshape(-1)
+    return x.view(x.dtype.char.lower()) if np.iscomplexobj(x) else x
+
+
+def eps_apart(actual: Any, expected: Any) -> float:
+    """The largest difference in eps of the largest number; infinite where one is finite and the other is not.
+
+    Of integers 0, where they are the same.
+    """
+    actual, expected = (None if x is None else np.asarray(x) for x in (actual, expected))
+    if not same_kind(actual, expected):
+        return float("inf")
+    a, b = (real_numbers(x).astype(np.float64) for x in (actual, expected))
+    finite = np.isfinite(b)
+    if not np.array_equal(np.where(finite, 0, a), np.where(finite, 0, b), equal_nan=True):
+        return float("inf")
+    dtype = real_numbers(expected).dtype
+    eps = float(jnp.finfo(dtype).eps) if jnp.issubdtype(dtype, jnp.inexact) else 0.0
+    scale = np.abs(b[finite]).max(initial=0) * eps
+    apart = np.abs(a[finite] - b[finite]).max(initial=0)
+    return float(apart / scale) if scale else float(apart and np.inf)
 
 
 class CountTraces:

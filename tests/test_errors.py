@@ -2,8 +2,9 @@
 
 import inspect
 import math
+import re
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -197,3 +198,81 @@ def test_a_dense_gradient_for_sparse_adam():
     optimizer = optim.optimizers[SPARSE]()
     with pytest.raises(RuntimeError, match="SparseAdam does not support dense gradients, please consider Adam instead"):
         optimizer.step(PARAMS, optimizer.init(PARAMS), PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("call", "note"),
+    [
+        (lambda: optim.sgd(nesterov=True), r"^The options: sgd\(lr=0\.001, momentum=0\.0, .* nesterov=True, "),
+        (
+            lambda: optim.sgd(param_groups=[optim.ParamGroup("w", lr=-1.0)]),
+            r"^The options of ParamGroup\('w', lr=-1\.0\): sgd\(lr=-1\.0, ",
+        ),
+        (lambda: optim.lbfgs(line_search_fn="wolfe"), r"^The options: lbfgs\(.* line_search_fn='wolfe', "),
+        (lambda: optim.lr_scheduler.linear_lr(2.0, total_iters=3), r"^The call: linear_lr\(2\.0, total_iters=3\)\.$"),
+        (
+            lambda: optim.sparse_adam().step(
+                {"w": jnp.ones(2)}, optim.sparse_adam().init({"w": jnp.ones(2)}), {"w": jnp.ones(2)}
+            ),
+            r"^The gradient is that of 'w'\.$",
+        ),
+    ],
+)
+def test_a_note_has_what_torchs_words_leave_out(call, note):
+    with pytest.raises((ValueError, RuntimeError)) as error:
+        call()
+    (found,) = error.value.__notes__
+    assert re.match(note, found)
+
+
+class OneArray(NamedTuple):
+    x: jax.Array
+
+
+def no_scalars(step, hyper, state):
+    return {}, state
+
+
+def as_it_is(p, g, slot, c):
+    return p, slot
+
+
+def rule(scalars=no_scalars, update=as_it_is, **fields: Any) -> optim.Rule:
+    return optim.Rule("mine", **{"slots": OneArray, "scalars": scalars, "update": update, **fields})
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (rule(live=("lr", "beta")), "the rule mine has live options that its optimizer does not: beta. .* has lr"),
+        (rule(slots=tuple), "the slots of the rule mine must be a NamedTuple's class, not <class 'tuple'>"),
+        (rule(lambda step, hyper, state: {}), r"scalars has to return \(c, state\), two dicts, not a dict"),
+        (
+            rule(lambda step, hyper, state: ({}, {"eta": step})),
+            r"the scalar state that it got, \[\], not \['eta'\]: .*Rule\(scalar_state=",
+        ),
+        (
+            rule(update=lambda p, g, slot, c: p),
+            r"update has to return \(p, slot\), slot a OneArray, and .*Tracer",
+        ),
+        (rule(update=lambda p, g, slot, c: (p, p)), r"slot a OneArray, and it returned \['\w+', '\w+'\]"),
+        (
+            rule(update=lambda p, g, slot, c: (p, OneArray(slot.x[None]))),
+            r"update returned an array \[1, 2\] for one of its slot that is \[2\]: ",
+        ),
+    ],
+)
+def test_a_rule_of_a_users(rule, message):
+    def step():
+        optimizer = optim.lift(rule, {"lr": 0.1})
+        optimizer.step(jnp.ones(2), optimizer.init(jnp.ones(2)), jnp.ones(2))
+
+    with pytest.raises((TypeError, ValueError), match=message):
+        step()
+
+
+def test_a_factory_without_groups():
+    def mine(lr=0.1) -> optim.Optimizer: ...
+
+    with pytest.raises(TypeError, match=r"mine\(lr=0\.1\).* needs param_groups among its parameters"):
+        optim.factory(rule())(mine)

@@ -57,6 +57,35 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         r"update_bn\(loader, model, .*batch_stats.*\), not a BatchNorm alone",
     ),
     "a function for a rule": (lambda: ANY.factory(optim.adam), TypeError, r"factory takes a Rule.*, not adam, a func"),
+    "SWALR": (lambda: ANY.swa_utils.SWALR, AttributeError, r"'SWALR': it is swalr, .*init\(state\)"),
+    "AveragedModel": (
+        lambda: ANY.swa_utils.AveragedModel(PARAMS),
+        TypeError,
+        r"averaged_model\(avg_fn=...\) returns, .*init\(params\), not a dict here",
+    ),
+    "an optimizer that is not there": (lambda: ANY.Lion, AttributeError, "'Lion': the optimizers are adadelta, .*, sp"),
+    "lr of an optimizer": (lambda: OPTIMIZER.lr, AttributeError, r"'lr': read it with .*get_hyper\(state\)"),
+    "lr of a state": (lambda: STATE.lr, AttributeError, r"no attribute 'lr': hyper-parameters are read by .*get_hyper"),
+    "a module for its weights": (
+        lambda: ANY.torch_interop.layout.infer(linen.Dense(1), PARAMS),
+        TypeError,
+        r"module\.state_dict\(\), not a Dense",
+    ),
+    "t_max": (
+        lambda: ANY.lr_scheduler.cosine_annealing_lr(t_max=10),
+        TypeError,
+        r"cosine_annealing_lr\(\) .*\. Its arguments are T_max, eta_min, last_epoch",
+    ),
+    "the rates of the optimizer's state": (
+        lambda: ANY.lr_scheduler.step_lr(3).get_last_lr(STATE),
+        TypeError,
+        "first argument has to be the scheduler's state, which init returned, not a",
+    ),
+    "gradients after the norm": (
+        lambda: ANY.clip_grad_norm(1.0, PARAMS),
+        TypeError,
+        "max_norm must be a number, not a dict: the gradients come first",
+    ),
     # what a factory takes
     "parameters": (
         lambda: ANY.adamw(PARAMS),
@@ -114,7 +143,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "load_optimizer of an optimizer": (
         lambda: torch_interop.load_optimizer(OPTIMIZER, STATE_DICT, PARAMS),
         TypeError,
-        "the function that makes the optimizer, such as jaxopt_port.adamw, not a Optimizer",
+        "the function that makes the optimizer, such as jaxopt_port.adamw, not an Optimizer",
     ),
     # gradients, and the order of arguments
     "gradients as a list": (
@@ -145,7 +174,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a closure that is a loss": (
         lambda: OPTIMIZER.step_closure(loss_fn(PARAMS), STATE, PARAMS),
         TypeError,
-        r"closure must be a function, \(params, \*args\) -> loss, not a ArrayImpl",
+        r"closure must be a function, \(params, \*args\) -> loss, not an ArrayImpl",
     ),
     "closure, swapped": (
         lambda: OPTIMIZER.step_closure(STATE, loss_fn, PARAMS),
@@ -179,7 +208,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "add_param_group, swapped": (
         lambda: ANY.add_param_group(STATE, OPTIMIZER, PARAMS, GROUP),
         TypeError,
-        r"add_param_group\(optimizer, state, params, group\) needs an optimizer, .* not a OptState",
+        r"add_param_group\(optimizer, state, params, group\) needs an optimizer, .* not an OptState",
     ),
     "add_param_group, group first": (
         lambda: ANY.add_param_group(OPTIMIZER, STATE, GROUP, PARAMS),
@@ -211,7 +240,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "scheduler.step, swapped": (
         lambda: optim.lr_scheduler.step_lr(3).step(STATE, optim.lr_scheduler.step_lr(3).init(STATE)[0]),
         TypeError,
-        "the first argument has to be the scheduler's state, which init returned, not a OptState",
+        "the first argument has to be the scheduler's state, which init returned, not an OptState",
     ),
     # scalers
     "a disabled scaler's state": (
@@ -227,12 +256,12 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "scale, swapped": (
         lambda: ANY.GradScaler().scale(jnp.ones(()), ANY.GradScaler().init()),
         TypeError,
-        r"state must be the GradScalerState that init or update returned, .* not a ArrayImpl",
+        r"state must be the GradScalerState that init or update returned, .* not an ArrayImpl",
     ),
     "unscale of the optimizer": (
         lambda: ANY.GradScaler().unscale(OPTIMIZER, PARAMS),
         TypeError,
-        r"state must be the GradScalerState that init or update returned, .* not a Optimizer",
+        r"state must be the GradScalerState that init or update returned, .* not an Optimizer",
     ),
 }
 

@@ -21,6 +21,7 @@ from jax.experimental.sparse import BCOO
 import jaxopt_port
 from tests.exact.compare import CLOSURES
 from tests.exact.conftest import selected_names
+from tests.helpers import eps_apart
 
 torch = pytest.importorskip("torch")
 from tests import oracle  # noqa: E402
@@ -98,10 +99,10 @@ def test_as_near_to_torch_as_torch_to_itself(
     oracle.one_thread()
     theirs = oracle.trajectory(name, kwargs, start, grads, sparse)
     key = f"{name}{json.loads(json.dumps(kwargs))}{dtype}"
-    from_itself = max(_distance(other[key], theirs) for other in torchs_others)
+    from_itself = max(eps_apart(np.asarray(other[key], theirs.dtype), theirs) for other in torchs_others)
     with jax.enable_x64(dtype == "float64"):
         ours = _trajectory(name, kwargs, start, grads, sparse)
-    assert _distance(ours, theirs) <= max(FACTOR.get(name, 1.0) * from_itself, LEAST)
+    assert eps_apart(ours, theirs) <= max(FACTOR.get(name, 1.0) * from_itself, LEAST)
 
 
 def _trajectory(name: str, kwargs: dict[str, Any], start: np.ndarray, grads: np.ndarray, sparse: bool) -> np.ndarray:
@@ -122,9 +123,3 @@ def _trajectory(name: str, kwargs: dict[str, Any], start: np.ndarray, grads: np.
         (params, optimizer.init(params)), jnp.asarray(grads)
     )
     return np.asarray(params)
-
-
-def _distance(a: np.ndarray, b: np.ndarray) -> float:
-    """The largest difference, in eps of the largest number."""
-    wide = b.astype(np.float64)
-    return float(np.abs(a.astype(np.float64) - wide).max() / (np.abs(wide).max() * np.finfo(b.dtype).eps))

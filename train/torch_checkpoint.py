@@ -219,7 +219,9 @@ def _check_static_options(
         for o, s in ((plain, first), (optimizer, opt_state))
     )
     if len(theirs) != 1:
-        raise ValueError(f"its optimizer has {len(theirs)} parameter groups, this program's has one")
+        raise ValueError(
+            f"its optimizer has {len(theirs)} parameter groups, this program's has one: give a file of a run with one"
+        )
     live = first.param_groups[0].keys() & opt_state.param_groups[0].keys()
     for key, value in theirs[0].items():
         if key not in live and value != mine[0][key]:
@@ -231,7 +233,10 @@ def _check_static_options(
 def _entry(checkpoint: Any, names: tuple[str, ...]) -> Mapping[str, Any]:
     found = next((name for name in names if isinstance(checkpoint, Mapping) and name in checkpoint), None)
     if found is None:
-        raise ValueError(f"it is not a dict with {' or '.join(map(repr, names))}")
+        raise ValueError(
+            f"it is not a dict with {' or '.join(map(repr, names))}: save one, such as "
+            f"{{{names[0]!r}: {names[0]}.state_dict(), ...}}"
+        )
     entry = checkpoint[found]
     if isinstance(entry, list) and len(entry) == 1:  # Lightning's, which can have several optimizers
         (entry,) = entry

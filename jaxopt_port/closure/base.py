@@ -19,8 +19,8 @@ from jaxopt_port.closure.flat import (
     flat_size,
     flatten,
     gradient,
-    largest,
     leaves_of,
+    max_abs,
     unflat_dtype,
     unflatten,
     wide_enough,
@@ -29,7 +29,7 @@ from jaxopt_port.closure.line_search import rounding
 from jaxopt_port.closure.placement import Make, abstract_like, check_like_params, make_like
 from jaxopt_port.closure.stop import Stop, first_of, or_non_finite
 from jaxopt_port.number import to_float64, to_number
-from jaxopt_port.optimizer import Algorithm, OptState
+from jaxopt_port.optimizer import Algorithm, OptState, called, check_state
 from jaxopt_port.sharding import abstract, is_abstract, on_devices_of, sharded_as
 
 if TYPE_CHECKING:
@@ -82,11 +82,11 @@ class Progress(NamedTuple):
     @classmethod
     def first(cls, x: Leaves, loss: jax.Array, grad: jax.Array, slots: Any) -> "Progress":
         """After the first evaluation."""
-        return cls(x, loss, grad, jnp.int32(0), jnp.int32(1), slots, loss, largest(grad), jnp.int32(0))
+        return cls(x, loss, grad, jnp.int32(0), jnp.int32(1), slots, loss, max_abs(grad), jnp.int32(0))
 
     def after(self, x: Leaves, loss: jax.Array, grad: jax.Array, evals: jax.Array, slots: Any) -> "Progress":
         """After an iteration of so many evaluations."""
-        norm = largest(grad)
+        norm = max_abs(grad)
         comes_down = (loss < self.least_loss) | (norm < self.least_grad)
         return Progress(
             x, loss, grad, self.iters + 1, self.evals + evals, slots,
@@ -96,7 +96,7 @@ class Progress(NamedTuple):
 
     def finite(self) -> jax.Array:
         """Whether loss and gradient are."""
-        return jnp.isfinite(self.loss) & jnp.isfinite(largest(self.grad))
+        return jnp.isfinite(self.loss) & jnp.isfinite(max_abs(self.grad))
 
     def slack(self) -> jax.Array:
         """By how much the loss may rise: to no more than the least one and its rounding."""
@@ -120,7 +120,7 @@ def iterate(
     """
     stop = first_of(
         *sooner,
-        (largest(at.grad) <= limits.tolerance_grad, Stop.GRADIENT),
+        (max_abs(at.grad) <= limits.tolerance_grad, Stop.GRADIENT),
         (limits.max_iter < 1, Stop.MAX_ITER),
     )
     at = at._replace(slots=at.slots._replace(stop=stop))
@@ -154,27 +154,29 @@ class ClosureAlgorithm(Algorithm):
         """
         raise NotImplementedError
 
-    def tolerance_grad(self, h: SimpleNamespace, slots: Any, grad: jax.Array, n_iter: jax.Array) -> Any:
+    def tolerance_grad(self, hyper: SimpleNamespace, slots: Any, grad: jax.Array, n_iter: jax.Array) -> Any:
         """The largest element of a gradient that counts as zero in a step."""
-        return h.tolerance_grad
+        return hyper.tolerance_grad
 
-    def run(self, evaluate: Evaluate, at: Progress, h: SimpleNamespace, n_iter: jax.Array, limits: Limits) -> Progress:
+    def run(
+        self, evaluate: Evaluate, at: Progress, hyper: SimpleNamespace, n_iter: jax.Array, limits: Limits
+    ) -> Progress:
         """Iterate until a limit is reached.
 
         Args:
           evaluate: the loss and its flat gradient.
           at: the first evaluation, and the state.
-          h: the live hyper-parameters in the vector's dtype.
+          hyper: the live hyper-parameters in the vector's dtype.
           n_iter: the iterations of all earlier calls.
           limits: of this call.
         """
         raise NotImplementedError
 
     def run_step(
-        self, evaluate: Evaluate, at: Progress, h: SimpleNamespace, n_iter: jax.Array, limits: Limits
+        self, evaluate: Evaluate, at: Progress, hyper: SimpleNamespace, n_iter: jax.Array, limits: Limits
     ) -> Progress:
         """The same for one step, which may have a torch to follow."""
-        return self.run(evaluate, at, h, n_iter, limits)
+        return self.run(evaluate, at, hyper, n_iter, limits)
 
     def __reduce__(self) -> Any:
         return partial(type(self), self.live, **self.static), ()
@@ -186,8 +188,7 @@ class ClosureAlgorithm(Algorithm):
         return hash((type(self), *self.static.items()))
 
     def __repr__(self) -> str:
-        options = [f"{name}={value!r}" for name, value in {**self.live, **self.static}.items()]
-        return f"{self.name}({', '.join(options)})"
+        return called(self.name, {**self.live, **self.static})
 
     def init(self, params: Tree) -> OptState:
         self.has_begun = True
@@ -254,8 +255,7 @@ class ClosureAlgorithm(Algorithm):
 
     def check_state(self, state: Any, params: Tree) -> None:
         """Raise where the state is not the one that `init` makes of such parameters."""
-        if not isinstance(state, OptState):
-            raise TypeError(f"expected the OptState that init returned, got a {type(state).__name__}")
+        check_state(state, OptState, "step_closure(closure, state, params)")
         with wide_enough(params):
             expected = self._slots(params, abstract_like)
         found = state.slots
@@ -288,8 +288,8 @@ class ClosureAlgorithm(Algorithm):
         self, evaluate: Evaluate, loss: Any, grad: jax.Array, state: OptState, leaves: Leaves
     ) -> tuple[Leaves, OptState]:
         """One step, given the first evaluation."""
-        h = self.live_values(state, grad.dtype)
-        tolerance = self.tolerance_grad(h, state.slots, grad, state.steps[0]["n_iter"])
+        hyper = self.live_values(state, grad.dtype)
+        tolerance = self.tolerance_grad(hyper, state.slots, grad, state.steps[0]["n_iter"])
         limits = Limits(jnp.int32(self.static["max_iter"]), jnp.int32(self.static["max_eval"]), tolerance)
         end = self.go(self.run_step, evaluate, loss, grad, state, leaves, limits)
         return end.x, self.ended(state, end)
@@ -314,8 +314,8 @@ class ClosureAlgorithm(Algorithm):
         like_params, treedef = jax.tree.flatten(state.slots.d)
         slots = state.slots._replace(d=sharded_as(state.slots.prev_flat_grad, flatten(like_params, leaves)))
         at = Progress.first(leaves, *seen(loss, grad), slots)
-        h = self.live_values(state, grad.dtype)
-        end = run(lambda x: seen(*evaluate(x)), at, h, state.steps[0]["n_iter"], limits)
+        hyper = self.live_values(state, grad.dtype)
+        end = run(lambda x: seen(*evaluate(x)), at, hyper, state.steps[0]["n_iter"], limits)
         stop = or_non_finite(end.slots.stop, end.loss, end.grad, *end.x)
         slots = end.slots._replace(d=treedef.unflatten(unflatten(end.slots.d, leaves)), stop=stop)
         return end._replace(loss=sign * end.loss, slots=slots)

@@ -1,7 +1,7 @@
 """Parameters as one real vector, as torch's L-BFGS has them: leaf after leaf, complex numbers as pairs."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxopt_port.param_groups import leaf_paths
 from jaxopt_port.rule import as_complex, as_real
-from jaxopt_port.scalars import float64
+from jaxopt_port.scalars import x64_for
 from jaxopt_port.sharding import is_abstract, replicated, sharded_as
 
 Tree = Any
@@ -37,7 +37,7 @@ def leaves_of(params: Tree) -> Leaves:
 def wide_enough(params: Tree) -> AbstractContextManager[Any]:
     """The context in which float64 parameters stay float64, with `jax_enable_x64` off, too."""
     dtypes = [leaf.dtype for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)]
-    return float64() if any(dtype in (jnp.float64, jnp.complex128) for dtype in dtypes) else nullcontext()
+    return x64_for(*dtypes)
 
 
 def flat_dtype(leaves: Leaves) -> Any:
@@ -96,7 +96,7 @@ def dot(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.sum(a * b)
 
 
-def largest(x: jax.Array) -> jax.Array:
+def max_abs(x: jax.Array) -> jax.Array:
     """The largest absolute value, NaN where there is one."""
     return jnp.max(jnp.abs(x), initial=0)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxopt_port.closure import lbfgs_run
 from jaxopt_port.closure.base import REMEDY, ClosureAlgorithm, Limits, Progress, check_count, iterate
-from jaxopt_port.closure.flat import Evaluate, Tree, dot, largest, move
+from jaxopt_port.closure.flat import Evaluate, Tree, dot, max_abs, move
 from jaxopt_port.closure.lbfgs_memory import LBFGSState, StrongWolfeState, direction, remember
 from jaxopt_port.closure.line_search import strong_wolfe
 from jaxopt_port.closure.placement import Make
@@ -52,11 +52,13 @@ class LBFGS(ClosureAlgorithm):
             )
         super().other_shape(name, found, expected)
 
-    def run(self, evaluate: Evaluate, at: Progress, h: SimpleNamespace, n_iter: jax.Array, limits: Limits) -> Progress:
-        return lbfgs_run.run(evaluate, at, h, n_iter, limits, self.static["line_search_fn"] is not None)
+    def run(
+        self, evaluate: Evaluate, at: Progress, hyper: SimpleNamespace, n_iter: jax.Array, limits: Limits
+    ) -> Progress:
+        return lbfgs_run.run(evaluate, at, hyper, n_iter, limits, self.static["line_search_fn"] is not None)
 
     def run_step(
-        self, evaluate: Evaluate, at: Progress, h: SimpleNamespace, n_iter: jax.Array, limits: Limits
+        self, evaluate: Evaluate, at: Progress, hyper: SimpleNamespace, n_iter: jax.Array, limits: Limits
     ) -> Progress:
         """torch's, operation by operation."""
         searches = self.static["line_search_fn"] is not None
@@ -68,20 +70,20 @@ class LBFGS(ClosureAlgorithm):
             # torch's min(1.0, 1.0 / sum) * lr
             norm = jnp.sum(jnp.abs(grad))
             first = n_iter + now.iters == 0
-            t = jnp.where(first, jnp.where(1 / norm < 1, 1 / norm, 1) * h.lr, h.lr)
+            t = jnp.where(first, jnp.where(1 / norm < 1, 1 / norm, 1) * hyper.lr, hyper.lr)
             gtd = dot(grad, d)
             now = now._replace(slots=slots._replace(d=d, t=t, prev_flat_grad=grad, prev_loss=loss))
-            too_flat = gtd > -h.tolerance_change
+            too_flat = gtd > -hyper.tolerance_change
 
             def stay(now: Progress) -> Progress:
                 return now._replace(iters=now.iters + 1, slots=now.slots._replace(stop=jnp.int32(Stop.DIRECTION)))
 
             def go(now: Progress) -> Progress:
                 if searches:
-                    now, satisfied = _search(evaluate, now, gtd, h, limits)
+                    now, satisfied = _search(evaluate, now, gtd, hyper, limits)
                 else:
                     now, satisfied = _fixed_step(evaluate, now, limits), jnp.ones((), bool)
-                return now._replace(slots=now.slots._replace(stop=_why(now, satisfied, h, limits)))
+                return now._replace(slots=now.slots._replace(stop=_why(now, satisfied, hyper, limits)))
 
             return jax.lax.cond(too_flat, stay, go, now)
 
@@ -94,12 +96,12 @@ def _learn(ys: jax.Array, y: jax.Array, step: jax.Array) -> tuple[jax.Array, jax
 
 
 def _search(
-    evaluate: Evaluate, now: Progress, gtd: jax.Array, h: SimpleNamespace, limits: Limits
+    evaluate: Evaluate, now: Progress, gtd: jax.Array, hyper: SimpleNamespace, limits: Limits
 ) -> tuple[Progress, jax.Array]:
     """A strong-Wolfe step, and whether it is one."""
     s: LBFGSState = now.slots
     found = strong_wolfe(
-        lambda t: evaluate(move(now.x, t, s.d)), s.t, s.d, now.loss, now.grad, gtd, h.tolerance_change,
+        lambda t: evaluate(move(now.x, t, s.d)), s.t, s.d, now.loss, now.grad, gtd, hyper.tolerance_change,
         max_ls=limits.max_eval - now.evals,
     )  # fmt: skip
     x = move(now.x, found.t, s.d)
@@ -114,16 +116,16 @@ def _fixed_step(evaluate: Evaluate, now: Progress, limits: Limits) -> Progress:
     return now.after(x, loss, grad, jnp.where(last, 0, 1), now.slots)
 
 
-def _why(now: Progress, satisfied: jax.Array, h: SimpleNamespace, limits: Limits) -> jax.Array:
+def _why(now: Progress, satisfied: jax.Array, hyper: SimpleNamespace, limits: Limits) -> jax.Array:
     """torch's conditions for ending a step, in torch's order."""
     s: LBFGSState = now.slots
-    still = largest(s.d * s.t) <= h.tolerance_change
+    still = max_abs(s.d * s.t) <= hyper.tolerance_change
     return first_of(
         (now.iters == limits.max_iter, Stop.MAX_ITER),
         (now.evals >= limits.max_eval, Stop.MAX_EVAL),
-        (largest(now.grad) <= limits.tolerance_grad, Stop.GRADIENT),
+        (max_abs(now.grad) <= limits.tolerance_grad, Stop.GRADIENT),
         (still & ~satisfied, Stop.LINE_SEARCH),
-        (still | (jnp.abs(now.loss - s.prev_loss) < h.tolerance_change), Stop.CHANGE),
+        (still | (jnp.abs(now.loss - s.prev_loss) < hyper.tolerance_change), Stop.CHANGE),
     )
 
 

@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_port.closure.base import Limits, Progress, iterate
-from jaxopt_port.closure.flat import Evaluate, dot, largest, move, power_of_two
+from jaxopt_port.closure.flat import Evaluate, dot, max_abs, move, power_of_two
 from jaxopt_port.closure.lbfgs_memory import direction, forget, remember
 from jaxopt_port.closure.line_search import MAX_SEARCH, strong_wolfe
 from jaxopt_port.closure.stop import Stop, first_of
 
 
 def run(
-    evaluate: Evaluate, at: Progress, h: SimpleNamespace, n_iter: jax.Array, limits: Limits, searches: bool
+    evaluate: Evaluate, at: Progress, hyper: SimpleNamespace, n_iter: jax.Array, limits: Limits, searches: bool
 ) -> Progress:
     """Iterate until the gradient is small, nothing comes down any more, or a limit is reached.
 
@@ -25,7 +25,7 @@ def run(
     Args:
       evaluate: the loss and its flat gradient.
       at: the first evaluation, and the state.
-      h: the live hyper-parameters in the vector's dtype.
+      hyper: the live hyper-parameters in the vector's dtype.
       n_iter: the iterations of all earlier calls.
       limits: of this call.
       searches: whether there is a line search; without one every step is as long as `lr` says.
@@ -34,13 +34,13 @@ def run(
     def iteration(now: Progress) -> Progress:
         s = remember(now.slots, now.grad, _learn)
         d = direction(s, now.grad)
-        ascends = ~(dot(now.grad, d / power_of_two(largest(d))) < 0)
+        ascends = ~(dot(now.grad, d / power_of_two(max_abs(d))) < 0)
         s, d = forget(s, ascends), jnp.where(ascends, -now.grad, d)
         # Inner products with the direction as it is would overflow in float32 from gradients of 1e19 on.
-        unit = power_of_two(largest(d))
+        unit = power_of_two(max_abs(d))
         along = d / unit
         shortened = s.stored == 0 if searches else n_iter + now.iters == 0
-        t = h.lr * jnp.where(shortened, jnp.minimum(unit, 1 / jnp.sum(jnp.abs(along))), unit)
+        t = hyper.lr * jnp.where(shortened, jnp.minimum(unit, 1 / jnp.sum(jnp.abs(along))), unit)
         if searches:
             found = strong_wolfe(
                 lambda t: evaluate(move(now.x, t, along)), t, along, now.loss, now.grad, dot(now.grad, along),
@@ -56,7 +56,7 @@ def run(
         still = ~failed & jnp.array([jnp.all(new == old) for new, old in zip(x, now.x, strict=True)]).all()
         stop = first_of(
             (~after.finite(), Stop.NON_FINITE),
-            (largest(grad) <= limits.tolerance_grad, Stop.GRADIENT),
+            (max_abs(grad) <= limits.tolerance_grad, Stop.GRADIENT),
             (failed & (s.stored == 0), Stop.LINE_SEARCH),
             (still | (after.stalled() if searches else False), Stop.CHANGE),
             (after.iters >= limits.max_iter, Stop.MAX_ITER),
@@ -71,7 +71,7 @@ def _learn(ys: jax.Array, y: jax.Array, step: jax.Array) -> tuple[jax.Array, jax
 
     In units in which no square overflows.
     """
-    unit_y, unit_s = power_of_two(largest(y)), power_of_two(largest(step))
+    unit_y, unit_s = power_of_two(max_abs(y)), power_of_two(max_abs(step))
     u, v = y / unit_y, step / unit_s
     uu, uv = dot(u, u), dot(u, v)
     return (ys > 0) & (uv > jnp.finfo(y.dtype).eps * jnp.sqrt(uu * dot(v, v))), uv / uu * (unit_s / unit_y)

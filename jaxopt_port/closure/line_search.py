@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxopt_port.closure.flat import dot, largest
+from jaxopt_port.closure.flat import dot, max_abs
 from jaxopt_port.scalars import python_max, python_min
 
 Pair = tuple[jax.Array, jax.Array]
@@ -111,7 +111,7 @@ def strong_wolfe(
 
     Source: torch/optim/lbfgs.py; Nocedal and Wright, Numerical Optimization, 2006, section 3.5.
     """
-    zero, d_norm, safe = jnp.zeros_like(t), largest(d), slack is not None
+    zero, d_norm, safe = jnp.zeros_like(t), max_abs(d), slack is not None
 
     def body(s: _Search) -> _Search:
         f_new, g_new = evaluate(s.t)

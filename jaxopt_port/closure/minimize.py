@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxopt_port.closure.base import UNLIMITED, ClosureAlgorithm, Limits
-from jaxopt_port.closure.flat import Tree, flatten, largest, leaves_of, wide_enough
+from jaxopt_port.closure.flat import Tree, flatten, leaves_of, max_abs, wide_enough
 from jaxopt_port.closure.stop import Stop, first_of, or_non_finite
 from jaxopt_port.optimizer import Optimizer, OptState, check_optimizer, described
 
@@ -124,7 +124,7 @@ def _run(
     limits = Limits(max_steps, jnp.int32(UNLIMITED), jnp.asarray(tolerance, grad.dtype))
     end = algorithm.go(algorithm.run, evaluate, loss, grad, state, leaves, limits)
     new, state = treedef.unflatten(end.x), algorithm.ended(state, end)
-    return Minimized(new, end.loss, end.slots.stop, end.iters, end.evals, largest(end.grad), state)
+    return Minimized(new, end.loss, end.slots.stop, end.iters, end.evals, max_abs(end.grad), state)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -168,7 +168,7 @@ def _step_by_step(
     def look(at: Minimized) -> tuple[Minimized, Tree]:
         loss, grads = evaluate(at.params)
         flat = flatten(jax.tree.leaves(grads), leaves_of(at.params))
-        norm = largest(flat)
+        norm = max_abs(flat)
         stop = first_of((norm <= tolerance, Stop.GRADIENT), (at.steps >= max_steps, Stop.MAX_ITER))
         stop = or_non_finite(stop, loss, flat, *leaves_of(at.params))
         return at._replace(loss=loss, stop=stop, grad_norm=norm, evaluations=at.evaluations + 1), grads

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_port.closure.base import UNLIMITED, ClosureAlgorithm, Limits, Progress, check_count, iterate
-from jaxopt_port.closure.flat import Evaluate, Tree, dot, largest, move, power_of_two
+from jaxopt_port.closure.flat import Evaluate, Tree, dot, max_abs, move, power_of_two
 from jaxopt_port.closure.line_search import MAX_SEARCH, Found, strong_wolfe
 from jaxopt_port.closure.placement import Make
 from jaxopt_port.closure.stop import Stop, first_of
@@ -70,11 +70,15 @@ class NonlinearCG(ClosureAlgorithm):
             stop=make(Stop.NOT_YET, (), jnp.int32),
         )  # fmt: skip
 
-    def tolerance_grad(self, h: SimpleNamespace, slots: NonlinearCGState, grad: jax.Array, n_iter: jax.Array) -> Any:
+    def tolerance_grad(
+        self, hyper: SimpleNamespace, slots: NonlinearCGState, grad: jax.Array, n_iter: jax.Array
+    ) -> Any:
         """Relative to the first gradient, so that scaling the loss or the parameters changes nothing."""
-        return h.tolerance_grad * jnp.where(n_iter == 0, largest(grad), slots.grad_scale)
+        return hyper.tolerance_grad * jnp.where(n_iter == 0, max_abs(grad), slots.grad_scale)
 
-    def run(self, evaluate: Evaluate, at: Progress, h: SimpleNamespace, n_iter: jax.Array, limits: Limits) -> Progress:
+    def run(
+        self, evaluate: Evaluate, at: Progress, hyper: SimpleNamespace, n_iter: jax.Array, limits: Limits
+    ) -> Progress:
         searches = self.static["line_search"] is not None
 
         def iteration(now: Progress) -> Progress:
@@ -82,12 +86,12 @@ class NonlinearCG(ClosureAlgorithm):
             first = n_iter + now.iters == 0
             d, since_restart = self._direction(s, now.grad, first)
             # Inner products with the direction as it is would overflow in float32 from gradients of 1e19 on.
-            unit = power_of_two(largest(d))
+            unit = power_of_two(max_abs(d))
             along = d / unit
             slope = dot(now.grad, along)
             if searches:
                 first |= s.failed == ALONG_GRADIENT
-                t = _first_length(s, now, along, slope, first, h)
+                t = _first_length(s, now, along, slope, first, hyper)
                 found = strong_wolfe(
                     lambda t: evaluate(move(now.x, t, along)), t, along, now.loss, now.grad, slope,
                     tolerance_change=jnp.zeros_like(t),
@@ -96,7 +100,7 @@ class NonlinearCG(ClosureAlgorithm):
                     slack=now.slack(),
                 )  # fmt: skip
             else:
-                t = h.lr * unit
+                t = hyper.lr * unit
                 found = Found(t, *evaluate(move(now.x, t, along)), evals=jnp.int32(1), satisfied=jnp.ones((), bool))
             how = jnp.where(first, AT_FIRST_LENGTH, jnp.where(since_restart == 0, ALONG_GRADIENT, ALONG_CONJUGATE))
             failed = jnp.where((found.t == 0) & searches, how, 0).astype(jnp.int32)
@@ -107,19 +111,19 @@ class NonlinearCG(ClosureAlgorithm):
                 descent=jnp.where(failed, s.descent, found.t * slope),
                 prev_flat_grad=now.grad,
                 prev_loss=now.loss,
-                grad_scale=jnp.where(n_iter + now.iters == 0, largest(now.grad), s.grad_scale),
+                grad_scale=jnp.where(n_iter + now.iters == 0, max_abs(now.grad), s.grad_scale),
                 since_restart=since_restart,
                 failed=failed,
                 stop=s.stop,
             )
             now = now.after(move(now.x, found.t, along), found.loss, found.grad, found.evals, moved)
-            return now._replace(slots=moved._replace(stop=_why(now, h, limits, searches)))
+            return now._replace(slots=moved._replace(stop=_why(now, hyper, limits, searches)))
 
         return iterate(iteration, at, limits, (~at.finite(), Stop.NON_FINITE))
 
     def _direction(self, s: NonlinearCGState, grad: jax.Array, first: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The next direction, and the iterations since the last restart: 0 for steepest descent."""
-        restart, unit = self.static["restart"], power_of_two(largest(grad))
+        restart, unit = self.static["restart"], power_of_two(max_abs(grad))
         d = _beta(self.static["beta"], s, grad) * s.d - grad
         g = grad / unit
         gg = dot(g, g)
@@ -133,7 +137,7 @@ class NonlinearCG(ClosureAlgorithm):
 
 def _beta(name: str, s: NonlinearCGState, grad: jax.Array) -> jax.Array:
     # The same in any unit: in that of the last gradient no square overflows.
-    unit = power_of_two(largest(s.prev_flat_grad))
+    unit = power_of_two(max_abs(s.prev_flat_grad))
     g, last, d = grad / unit, s.prev_flat_grad / unit, s.d / unit
     gg, y, before = dot(g, g), g - last, dot(last, last)
     if name == "fr":
@@ -151,7 +155,7 @@ def _beta(name: str, s: NonlinearCGState, grad: jax.Array) -> jax.Array:
 
 
 def _first_length(
-    s: NonlinearCGState, now: Progress, d: jax.Array, slope: jax.Array, first: jax.Array, h: SimpleNamespace
+    s: NonlinearCGState, now: Progress, d: jax.Array, slope: jax.Array, first: jax.Array, hyper: SimpleNamespace
 ) -> jax.Array:
     """The first step length to try.
 
@@ -162,17 +166,17 @@ def _first_length(
     parabola = 2 * (now.loss - s.prev_loss) / slope
     mean = jnp.sqrt(repeated) * jnp.sqrt(parabola)
     t = jnp.where((mean > 0) & jnp.isfinite(mean), mean, repeated)
-    return jnp.where(first | ~((t > 0) & jnp.isfinite(t)), h.lr / jnp.sum(jnp.abs(d)), t)
+    return jnp.where(first | ~((t > 0) & jnp.isfinite(t)), hyper.lr / jnp.sum(jnp.abs(d)), t)
 
 
-def _why(now: Progress, h: SimpleNamespace, limits: Limits, searches: bool) -> jax.Array:
+def _why(now: Progress, hyper: SimpleNamespace, limits: Limits, searches: bool) -> jax.Array:
     s: NonlinearCGState = now.slots
     change = jnp.abs(now.loss - s.prev_loss)
     return first_of(
         (~now.finite(), Stop.NON_FINITE),
-        (largest(now.grad) <= limits.tolerance_grad, Stop.GRADIENT),
+        (max_abs(now.grad) <= limits.tolerance_grad, Stop.GRADIENT),
         (s.failed == AT_FIRST_LENGTH, Stop.LINE_SEARCH),
-        ((s.failed == 0) & (change < h.tolerance_change * jnp.abs(s.prev_loss)), Stop.CHANGE),
+        ((s.failed == 0) & (change < hyper.tolerance_change * jnp.abs(s.prev_loss)), Stop.CHANGE),
         (now.stalled() if searches else jnp.zeros((), bool), Stop.CHANGE),
         (now.iters >= limits.max_iter, Stop.MAX_ITER),
         (now.evals >= limits.max_eval, Stop.MAX_EVAL),

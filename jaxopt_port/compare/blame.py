@@ -16,7 +16,7 @@ Moved = Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]  # our step, tor
 HINTS = ("foreach", "fused", "capturable", "differentiable", "initial_lr", "decoupled_weight_decay")
 UNIFORM = 2e-3  # of the whole, that a factor leaves unexplained
 
-# torch's module -> where flax's, jax's and optax's defaults differ from torch's (facts/compare_tools.md: run on both)
+# torch's module -> where flax's, jax's and optax's defaults differ from torch's
 NORM = ("eps", "1e-5", "1e-6 in linen and nnx: LayerNorm(epsilon=1e-5)")
 WELFORD = ("variance", "Welford's", "use_fast_variance=True: another rounding where the mean is large")
 GELU = ("GELU", "erf", "jax.nn.gelu and nn.gelu take tanh: approximate=False")

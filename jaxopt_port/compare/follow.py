@@ -51,7 +51,11 @@ class Followed:
         return first(self.findings)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, as JSON has it."""
+        """All of it, as JSON has it.
+
+        Returns:
+          A dict; numbers that are not finite are None.
+        """
         from jaxopt_port.compare.report import to_json
 
         return to_json(self)
@@ -145,6 +149,7 @@ def assert_follows(path: str | Path, *args: Any, **kwargs: Any) -> None:
 
     Raises:
       AssertionError: the port parts from torch.
+      Exception: all that `follow` raises.
     """
     followed = follow(path, *args, **kwargs)
     if not followed.ok:

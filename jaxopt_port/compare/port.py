@@ -48,14 +48,17 @@ class Scheduled:
         self._step = step_of(optimizer)
 
     def init(self, params: Tree) -> dict[str, Any]:
+        """The first state: the optimizer's, the scheduler's and the count of steps."""
         sched, state = self.scheduler.init(self.optimizer.init(params))
         return {"optimizer": state, "sched": sched, "count": 0}
 
     def step(self, grads: Tree, state: dict[str, Any], params: Tree) -> tuple[Tree, dict[str, Any]]:
+        """The optimizer's step, and where it is time the scheduler's. Returns `(params, state)`."""
         params, inner = self._step(grads, state["optimizer"], params)
         return params, self._scheduled(state, inner)
 
     def step_closure(self, closure: Any, state: dict[str, Any], params: Tree, *args: Any) -> tuple[Any, Tree, Any]:
+        """The same of an optimizer that evaluates the loss. Returns `(loss, params, state)`."""
         loss, params, inner = self.optimizer.step_closure(closure, state["optimizer"], params, *args)
         return loss, params, self._scheduled(state, inner)
 
@@ -236,7 +239,10 @@ class Port:
         """The state of one optimizer with the moments of torch's of that number."""
         loaded, own = self._loaded(states, number, step, trainable), find_state(state)
         if jax.tree.structure((own.steps, own.slots)) != jax.tree.structure((loaded.steps, loaded.slots)):
-            raise ValueError("the state has another form than torch's")
+            kind = self.trace.optimizers[number]["kind"]
+            raise ValueError(
+                f"it keeps other arrays than torch's {kind}: make it with torch's options, such as amsgrad"
+            )
         if jax.tree.map(jnp.shape, own.slots) != jax.tree.map(jnp.shape, loaded.slots):
             raise ValueError(FACTORED)
         return replace_state(state, own._replace(steps=loaded.steps, slots=loaded.slots))

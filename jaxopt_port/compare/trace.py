@@ -129,6 +129,7 @@ class Trace:
         return found
 
     def norms(self, step: Step, kind: str) -> dict[str, float]:
+        """The L2 norms of `grad` or `after`, by name."""
         return dict(zip(step.frame.header[kind], step.frame.array(f"norm/{kind}").tolist(), strict=True))
 
     @property

@@ -1,14 +1,15 @@
 """Gradients from one backward pass to the next: torch's zero_grad and accumulation."""
 
-from contextlib import nullcontext
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxopt_port.checks import flatten_like
+from jaxopt_port.dtypes import is_gradient
+from jaxopt_port.param_groups import leaf_paths
 from jaxopt_port.rule import is_sparse
-from jaxopt_port.scalars import float64
+from jaxopt_port.scalars import x64_for
 
 Tree = Any
 
@@ -25,15 +26,19 @@ def _zeros(g: Any) -> Any:
     return type(g)((jnp.zeros_like(g.data), nowhere), shape=g.shape)
 
 
-def _sum(old: Any, new: Any) -> Any:
+def _sum(grads: Tree, index: int, old: Any, new: Any) -> Any:
     if old is None or new is None:
         return new if old is None else old
-    if new.dtype == jax.dtypes.float0:  # an integer's
+    if not is_gradient(new):
         return new
     if old.shape != new.shape or old.dtype != new.dtype:
-        kind = ValueError if old.shape != new.shape else TypeError
-        raise kind(f"a gradient {new.dtype}{list(new.shape)} cannot be added to one {old.dtype}{list(old.shape)}")
-    with float64() if old.dtype in (jnp.float64, jnp.complex128) else nullcontext():
+        path = leaf_paths(grads, _is_leaf)[index]
+        message = f"a gradient {new.dtype}{list(new.shape)} cannot be added to one {old.dtype}{list(old.shape)}"
+        message = f"{message}, at {path!r}" if path else message
+        if old.shape != new.shape:
+            raise ValueError(f"{message}: give gradients of the same parameters")
+        raise TypeError(f"{message}: cast the new ones, jax.tree.map(lambda n, g: n.astype(g.dtype), new, grads)")
+    with x64_for(old.dtype):
         return old + new
 
 
@@ -66,9 +71,14 @@ def accumulate_grad(grads: Tree, new: Tree) -> Tree:
     Returns:
       The tree of sums; None + g = g.
 
+    Raises:
+      ValueError: another tree, or a gradient of another shape.
+      TypeError: a gradient of another dtype.
+
     Example:
       >>> accumulate_grad({"w": None, "b": jnp.ones(1)}, {"w": jnp.ones(1), "b": jnp.ones(1)})
       {'b': Array([2.], dtype=float32), 'w': Array([1.], dtype=float32)}
     """
-    flatten_like(jax.tree.structure(grads, is_leaf=_is_leaf), new, "the new gradients", "the gradients so far")
-    return jax.tree.map(_sum, grads, new, is_leaf=_is_leaf)
+    old, treedef = jax.tree.flatten(grads, is_leaf=_is_leaf)
+    more = flatten_like(treedef, new, "the new gradients", "the gradients so far")
+    return treedef.unflatten(_sum(grads, index, *pair) for index, pair in enumerate(zip(old, more, strict=True)))

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_port.gradients.dtypes import is_inexact, promoted, times, widened
+from jaxopt_port.dtypes import is_inexact, promoted, times, widened
+from jaxopt_port.optimizer import described
 from jaxopt_port.rule import is_sparse
 from jaxopt_port.scalars import NUMBER, Scalar, float64, is_known
 
@@ -168,7 +169,7 @@ def _map(function: Any, grads: Tree) -> Tree:
 
 def _check_number(name: str, value: Any) -> None:
     if not isinstance(value, NUMBER) or np.ndim(value):
-        raise TypeError(f"{name} must be a number, not {value!r}")
+        raise TypeError(f"{name} must be a number, not {described(value)}: the gradients come first")
 
 
 def _plus(x: jax.Array, number: float) -> jax.Array:

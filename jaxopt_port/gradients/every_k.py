@@ -9,8 +9,9 @@ import optax
 
 from jaxopt_port.checks import check_grad, flatten_like
 from jaxopt_port.closure.base import ClosureAlgorithm
+from jaxopt_port.dtypes import is_gradient
 from jaxopt_port.lift import Lifted
-from jaxopt_port.optimizer import Algorithm, Optimizer, algorithm_of, check_optimizer
+from jaxopt_port.optimizer import Algorithm, Optimizer, algorithm_of, check_optimizer, check_state
 from jaxopt_port.rule import is_sparse
 from jaxopt_port.scalars import float64, is_known
 
@@ -113,8 +114,7 @@ class _EveryK(Algorithm):
         return jax.tree.map(lambda n, o: jnp.where(n == o, jnp.zeros_like(o), n - o), new, params), state
 
     def step(self, grads: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
-        if not isinstance(state, EveryKState):
-            raise TypeError(f"expected the EveryKState that init returned, got a {type(state).__name__}")
+        check_state(state, EveryKState, "step(grads, state, params)")
         treedef = jax.tree.structure(params)
         given = flatten_like(treedef, grads, "the gradients")
         for index, (p, g) in enumerate(zip(jax.tree.leaves(params), given, strict=True)):
@@ -122,12 +122,12 @@ class _EveryK(Algorithm):
                 raise TypeError(
                     "every_k adds up no sparse gradients: add them with accumulate_grad, or give g.todense()"
                 )
-            if _is_gradient(g):
+            if is_gradient(g):
                 check_grad(params, index, p, g)
         with float64():
             sums = zip(treedef.flatten_up_to(state.grads), given, strict=True)
-            totals = treedef.unflatten([total + g if _is_gradient(g) else total for total, g in sums])
-        absent = [not _is_gradient(g) and not fixed for g, fixed in zip(given, self.frozen_leaves(params), strict=True)]
+            totals = treedef.unflatten([total + g if is_gradient(g) else total for total, g in sums])
+        absent = [not is_gradient(g) and not fixed for g, fixed in zip(given, self.frozen_leaves(params), strict=True)]
         has_grad = state.has_grad | ~jnp.array(absent, bool)
 
         def step() -> tuple[Tree, EveryKState]:
@@ -169,11 +169,6 @@ class _EveryK(Algorithm):
             return inner.step(treedef.unflatten(present), state, params)
         updates, state = self.optimizer.update(treedef.unflatten(present), state, params)
         return optax.apply_updates(params, updates), state
-
-
-def _is_gradient(g: Any) -> bool:
-    """Not None, nor the float0 that JAX gives for an integer."""
-    return g is not None and g.dtype != jax.dtypes.float0
 
 
 def _broadcast(x: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxopt_port.gradients.dtypes import is_inexact, times, widened
+from jaxopt_port.dtypes import is_inexact, times, widened
 from jaxopt_port.optimizer import Optimizer, described
 from jaxopt_port.scalars import NUMBER, Scalar, float64, is_known
 
@@ -80,7 +80,11 @@ class GradScaler:
             raise ValueError(f"The backoff factor must be < 1.0, not {self.backoff_factor}.")
 
     def init(self) -> GradScalerState:
-        """The first state."""
+        """The first state.
+
+        Returns:
+          A `GradScalerState`.
+        """
         return GradScalerState(jnp.asarray(self.init_scale, jnp.float32), jnp.zeros((), jnp.int32))
 
     def scale(self, state: GradScalerState, outputs: Tree) -> Tree:

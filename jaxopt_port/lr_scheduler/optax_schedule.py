@@ -62,7 +62,10 @@ def as_schedule(scheduler: Scheduler, lr: float, steps: int | None = None) -> op
       Array(0.05, dtype=float32)
     """
     if scheduler.name == "ReduceLROnPlateau":
-        raise ValueError("ReduceLROnPlateau depends on a metric: it is no schedule of the step")
+        raise ValueError(
+            "ReduceLROnPlateau depends on a metric and is no schedule of the step: call its step(sched, state, metric) "
+            "in the training loop"
+        )
     if steps is None and not scheduler.by_epoch:
         raise ValueError(
             f"the rates of {scheduler.name} depend on those before: give as_schedule the steps to tabulate"

@@ -5,6 +5,7 @@ and `groups`, torch's `optimizer.param_groups`. Both are copies with numbers in 
 makes of the states before a call and turns into new states after it (`states.py`).
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import wraps
@@ -29,6 +30,7 @@ from jaxopt_port.lr_scheduler.states import (
     with_scheduled,
 )
 from jaxopt_port.number import Number, is_number, to_float64, to_numpy
+from jaxopt_port.optimizer import described
 from jaxopt_port.scalars import Scalar, float64, is_known
 
 T = TypeVar("T")
@@ -52,6 +54,15 @@ class Scheduler:
 
     Each scheduler is a frozen dataclass of torch's arguments, with torch's methods: over `s`, the state with numbers in
     it, and `groups`, the optimizer's.
+
+    Example:
+      >>> import jaxopt_port as optim
+      >>> scheduler = optim.lr_scheduler.step_lr(step_size=1)
+      >>> sched, state = scheduler.init(optim.sgd(lr=1.0).init({}))
+      >>> for epoch in range(2):
+      ...     sched, state = scheduler.step(sched, state)
+      >>> scheduler.get_last_lr(sched), optim.get_hyper(state)[0]["lr"]
+      ([0.010000000000000002], 0.010000000000000002)
     """
 
     by_epoch: ClassVar[bool] = False
@@ -96,7 +107,9 @@ class Scheduler:
         optimizer = find_state(state)
         live = scheduled(optimizer)
         if after is not None and not (isinstance(after, Mapping) and "param_groups" in after):
-            raise TypeError(f"after must be the state of another scheduler, which its init returned, not {after!r}")
+            raise TypeError(
+                f"after must be the state of another scheduler, which its init returned, not {described(after)}"
+            )
         added = [{} for _ in live] if after is None else after["param_groups"]
         check(optimizer=live, scheduler=added)
         with float64():
@@ -164,7 +177,11 @@ class Scheduler:
         Returns:
           The learning rate of each group, as Python floats (of the states that `vmap` makes, lists of them); in a
           trace as float64 arrays.
+
+        Raises:
+          TypeError: a state that is not this scheduler's.
         """
+        self.check_state(sched)
         return [to_numpy(x).tolist() if is_known(x.parts) else to_float64(x) for x in sched["_last_lr"]]
 
     def construct(self, groups: Groups) -> Sched:
@@ -189,7 +206,7 @@ class Scheduler:
 
     def _step(self, sched: Sched, state: T, epoch: Any, metric: Any) -> tuple[Sched, T]:
         if metric is not None and not is_one_number(metric):
-            raise TypeError(f"the metric has to be one number, such as a loss, not {metric!r}")
+            raise TypeError(f"the metric has to be one number, such as a loss, not {described(metric)}")
         self.check_state(sched)
         optimizer = find_state(state)
         live = scheduled(optimizer)
@@ -212,11 +229,14 @@ class Scheduler:
     def check_state(self, sched: Any) -> None:
         """That a state is this scheduler's."""
         if not isinstance(sched, Mapping) or len(sched.get("scheduler") or ()) != 1:
-            what = f"a dict of {list(sched)}" if isinstance(sched, Mapping) else f"a {type(sched).__name__}"
+            what = f"a dict of {list(sched)}" if isinstance(sched, Mapping) else described(sched)
             raise TypeError(f"the first argument has to be the scheduler's state, which init returned, not {what}")
         (whose,) = sched["scheduler"]
         if whose != self._whose():
-            raise TypeError(f"the state is of a {whose}, this scheduler is a {self._whose()}")
+            raise TypeError(
+                f"the state is of a {whose}, this scheduler is a {self._whose()}: pass the state that this one's init, "
+                "or its last step, returned"
+            )
 
     def _check_epoch(self, epoch: Any) -> None:
         """That it is an integer, or what comes between two in double precision."""
@@ -227,7 +247,10 @@ class Scheduler:
         if isinstance(epoch, int) or jnp.issubdtype(dtype, jnp.integer):
             return
         if not self.between_epochs and (not known or float(epoch) != int(float(epoch))):
-            raise TypeError(f"the epoch has to be an integer, not {epoch}")
+            raise TypeError(
+                f"the epoch has to be an integer, not {epoch}: only cosine_annealing_warm_restarts takes one between "
+                "two"
+            )
         if not known and dtype != np.float64:
             raise TypeError(
                 f"under jit the epoch is a {dtype}, which has lost the last bits of an epoch between two: hand it to "
@@ -310,6 +333,7 @@ class LRScheduler(Scheduler):
 
 def factory(make: Callable[P, Scheduler]) -> Callable[P, Scheduler]:
     """A factory that says where the optimizer goes, torch's first argument, whatever it would have been bound to."""
+    signature = inspect.signature(make)
 
     @wraps(make)
     def checked(*args: P.args, **options: P.kwargs) -> Scheduler:
@@ -318,7 +342,16 @@ def factory(make: Callable[P, Scheduler]) -> Callable[P, Scheduler]:
                 f"{make.__name__} got an optimizer: the scheduler gets its state, scheduler.init(state), and here the "
                 "other arguments only"
             )
-        return make(*args, **options)
+        try:
+            signature.bind(*args, **options)
+        except TypeError as error:
+            raise TypeError(f"{make.__name__}() {error}. Its arguments are {', '.join(signature.parameters)}") from None
+        try:
+            return make(*args, **options)
+        except (TypeError, ValueError) as error:  # torch's words, which may not say what was given
+            given = ", ".join([*map(repr, args), *(f"{name}={value!r}" for name, value in options.items())])
+            error.add_note(f"The call: {make.__name__}({given}).")
+            raise
 
     return checked
 

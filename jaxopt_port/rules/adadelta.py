@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxopt_port.factory import factory
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
-from jaxopt_port.rule import Rule
+from jaxopt_port.rule import Rule, Scalars, ScalarState
 from jaxopt_port.rules.tensor_ops import add_weight_decay, moving_square, rounded, stored
 from jaxopt_port.scalars import Scalar, check_at_least_0, check_lr, is_known
 
@@ -20,26 +20,32 @@ class AdadeltaState(NamedTuple):
     acc_delta: jax.Array
 
 
-def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
-    c = {"neg_lr": -h.lr, "rho": h.rho, "weight": 1 - h.rho, "eps": h.eps, "weight_decay": h.weight_decay}
-    return c, s
+def scalars(step: jax.Array, hyper: SimpleNamespace, state: ScalarState) -> tuple[Scalars, ScalarState]:
+    c = {
+        "neg_lr": -hyper.lr,
+        "rho": hyper.rho,
+        "weight": 1 - hyper.rho,
+        "eps": hyper.eps,
+        "weight_decay": hyper.weight_decay,
+    }
+    return c, state
 
 
-def update(p: jax.Array, g: jax.Array, s: AdadeltaState, c: SimpleNamespace) -> tuple[jax.Array, AdadeltaState]:
+def update(p: jax.Array, g: jax.Array, slot: AdadeltaState, c: SimpleNamespace) -> tuple[jax.Array, AdadeltaState]:
     decayed = add_weight_decay(g, p, c.weight_decay)
-    square_avg = stored(moving_square(s.square_avg, decayed, c.rho, c.weight), g, c)
+    square_avg = stored(moving_square(slot.square_avg, decayed, c.rho, c.weight), g, c)
     again = add_weight_decay(g, p, c.weight_decay * c.another_one)  # for its own kernel
-    delta = stored(jnp.sqrt(s.acc_delta + c.eps) / rounded(jnp.sqrt(square_avg + c.eps)) * again, g, c)
-    acc_delta = moving_square(s.acc_delta, delta, c.rho, c.weight)
+    delta = stored(jnp.sqrt(slot.acc_delta + c.eps) / rounded(jnp.sqrt(square_avg + c.eps)) * again, g, c)
+    acc_delta = moving_square(slot.acc_delta, delta, c.rho, c.weight)
     return p + c.neg_lr * delta, AdadeltaState(square_avg, acc_delta)
 
 
-def check(o: Mapping[str, Any]) -> None:
-    check_lr(o["lr"])
-    if is_known(o["rho"]) and not 0.0 <= o["rho"] <= 1.0:
-        raise ValueError(f"Invalid rho value: {o['rho']}")
-    check_at_least_0("epsilon value", o["eps"])
-    check_at_least_0("weight_decay value", o["weight_decay"])
+def check(options: Mapping[str, Any]) -> None:
+    check_lr(options["lr"])
+    if is_known(options["rho"]) and not 0.0 <= options["rho"] <= 1.0:
+        raise ValueError(f"Invalid rho value: {options['rho']}")
+    check_at_least_0("epsilon value", options["eps"])
+    check_at_least_0("weight_decay value", options["weight_decay"])
 
 
 ADADELTA = Rule(

@@ -11,7 +11,7 @@ import numpy as np
 from jaxopt_port.factory import factory
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
-from jaxopt_port.rule import Rule
+from jaxopt_port.rule import Rule, Scalars, ScalarState
 from jaxopt_port.rules.tensor_ops import lerp, norm, rounded
 from jaxopt_port.scalars import (
     Scalar,
@@ -33,75 +33,75 @@ class AdafactorState(NamedTuple):
     variance: jax.Array | None  # of vectors and scalars
 
 
-def init(p: jax.Array, o: SimpleNamespace) -> AdafactorState:
+def init(p: jax.Array, options: SimpleNamespace) -> AdafactorState:
     if p.ndim < 2:
         return AdafactorState(None, None, jnp.zeros_like(p))
-    row_axis, col_axis = o.factored_axes or LAST_TWO
+    row_axis, col_axis = options.factored_axes or LAST_TWO
     with float64():  # without it a sum of float64 is float32; on a mesh it keeps the other axes' sharding
         row, col = (jnp.sum(p, axis, keepdims=True) for axis in (col_axis, row_axis))
         return AdafactorState(jnp.zeros_like(row), jnp.zeros_like(col), None)
 
 
-def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
-    eps1, eps2 = h.eps
+def scalars(step: jax.Array, hyper: SimpleNamespace, state: ScalarState) -> tuple[Scalars, ScalarState]:
+    eps1, eps2 = hyper.eps
     c = {
-        "weight": step**h.beta2_decay,
-        "rho": python_min(h.lr, 1 / step**0.5),
-        "decay": 1 - h.lr * h.weight_decay,
-        "d": h.d,
+        "weight": step**hyper.beta2_decay,
+        "rho": python_min(hyper.lr, 1 / step**0.5),
+        "decay": 1 - hyper.lr * hyper.weight_decay,
+        "d": hyper.d,
         "eps2": eps2,
     }
-    return (c if eps1 is None else {**c, "eps1": eps1}), s
+    return (c if eps1 is None else {**c, "eps1": eps1}), state
 
 
-def update(p: jax.Array, g: jax.Array, s: AdafactorState, c: SimpleNamespace) -> tuple[jax.Array, AdafactorState]:
+def update(p: jax.Array, g: jax.Array, slot: AdafactorState, c: SimpleNamespace) -> tuple[jax.Array, AdafactorState]:
     with float64():
         eps1 = getattr(c, "eps1", np.float64(jnp.finfo(c.dtype).eps))
         alpha = python_max(c.eps2, norm(p).astype(jnp.float64) / p.size**0.5) * c.rho
         least, least_square, weight, decay = (x.astype(p.dtype) for x in (eps1, eps1 * eps1, c.weight, c.decay))
-    if s.variance is not None:
-        variance = lerp(s.variance, g * g, weight)
-        s = AdafactorState(None, None, variance)
+    if slot.variance is not None:
+        variance = lerp(slot.variance, g * g, weight)
+        slot = AdafactorState(None, None, variance)
     else:
-        assert s.row_var is not None
-        assert s.col_var is not None
+        assert slot.row_var is not None
+        assert slot.col_var is not None
         row_axis, col_axis = c.factored_axes or LAST_TWO
-        row_var = lerp(s.row_var, jnp.square(norm(g, col_axis)) / g.shape[col_axis], weight)
-        col_var = lerp(s.col_var, jnp.square(norm(g, row_axis)) / g.shape[row_axis], weight)
+        row_var = lerp(slot.row_var, jnp.square(norm(g, col_axis)) / g.shape[col_axis], weight)
+        col_var = lerp(slot.col_var, jnp.square(norm(g, row_axis)) / g.shape[row_axis], weight)
         variance = row_var * col_var / jnp.maximum(jnp.mean(row_var, row_axis, keepdims=True), least)
-        s = AdafactorState(row_var, col_var, None)
+        slot = AdafactorState(row_var, col_var, None)
     direction = 1 / rounded(jnp.sqrt(jnp.maximum(variance, least_square))) * g
     with float64():
         clip = python_max(1.0, norm(direction).astype(jnp.float64) / (p.size**0.5 * c.d))
         neg_step_size = (-alpha / clip).astype(p.dtype)
-    return rounded(p * decay) + neg_step_size * direction, s
+    return rounded(p * decay) + neg_step_size * direction, slot
 
 
-def check(o: Mapping[str, Any]) -> None:
-    check_one_element(o["lr"])
-    check_should_be("Learning rate", o["lr"], at_least=0)
-    if is_known(o["beta2_decay"]) and not o["beta2_decay"] <= 0.0:
-        raise ValueError(f"beta2_decay should be <= 0 but is: {o['beta2_decay']}")
-    check_pair("eps", o["eps"])
-    eps1, eps2 = o["eps"]
+def check(options: Mapping[str, Any]) -> None:
+    check_one_element(options["lr"])
+    check_should_be("Learning rate", options["lr"], at_least=0)
+    if is_known(options["beta2_decay"]) and not options["beta2_decay"] <= 0.0:
+        raise ValueError(f"beta2_decay should be <= 0 but is: {options['beta2_decay']}")
+    check_pair("eps", options["eps"])
+    eps1, eps2 = options["eps"]
     if eps1 is not None:
         check_should_be("epsilon1", eps1, at_least=0)
     check_should_be("epsilon2", eps2, at_least=0)
-    check_should_be("Clipping threshold d", o["d"], at_least=1)
-    check_should_be("weight_decay", o["weight_decay"], at_least=0)
-    axes = o["factored_axes"]
+    check_should_be("Clipping threshold d", options["d"], at_least=1)
+    check_should_be("weight_decay", options["weight_decay"], at_least=0)
+    axes = options["factored_axes"]
     two = isinstance(axes, tuple) and len(axes) == 2 and all(type(axis) is int for axis in axes)
     if axes is not None and not two:
         raise ValueError(f"factored_axes must be two axes, such as (0, 1), or None for the last two, not {axes!r}")
 
 
-def check_param(p: jax.Array, o: SimpleNamespace) -> None:
-    if o.factored_axes is not None and p.ndim > 1:
-        outside = [axis for axis in o.factored_axes if not -p.ndim <= axis < p.ndim]
-        if outside or len({axis % p.ndim for axis in o.factored_axes}) == 1:
+def check_param(p: jax.Array, options: SimpleNamespace) -> None:
+    if options.factored_axes is not None and p.ndim > 1:
+        outside = [axis for axis in options.factored_axes if not -p.ndim <= axis < p.ndim]
+        if outside or len({axis % p.ndim for axis in options.factored_axes}) == 1:
             raise ValueError(
-                f"factored_axes {o.factored_axes} does not fit a parameter with size {list(p.shape)}: they must be two "
-                "different axes of it"
+                f"factored_axes {options.factored_axes} does not fit a parameter with size {list(p.shape)}: they must be "
+                "two different axes of it"
             )
     if jnp.iscomplexobj(p):
         raise RuntimeError("Adafactor does not support complex parameters")

@@ -10,52 +10,50 @@ import jax.numpy as jnp
 from jaxopt_port.factory import factory
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
-from jaxopt_port.rule import Rule, is_sparse
-from jaxopt_port.rules.sparse_rows import check_rows, coalesced
+from jaxopt_port.rule import Rule, Scalars, ScalarState, is_sparse
+from jaxopt_port.rules.sparse_rows import check_rows_without_decay, coalesced
 from jaxopt_port.rules.tensor_ops import add_weight_decay, square
-from jaxopt_port.scalars import Scalar, check_at_least_0, check_lr, is_on
+from jaxopt_port.scalars import Scalar, check_at_least_0, check_lr
 
 
 class AdagradState(NamedTuple):
     sum: jax.Array
 
 
-def init(p: jax.Array, o: SimpleNamespace) -> AdagradState:
-    return AdagradState(jnp.full_like(p, o.initial_accumulator_value))
+def init(p: jax.Array, options: SimpleNamespace) -> AdagradState:
+    return AdagradState(jnp.full_like(p, options.initial_accumulator_value))
 
 
-def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
-    return {"neg_clr": -(h.lr / (1 + (step - 1) * h.lr_decay)), "eps": h.eps, "weight_decay": h.weight_decay}, s
+def scalars(step: jax.Array, hyper: SimpleNamespace, state: ScalarState) -> tuple[Scalars, ScalarState]:
+    return {
+        "neg_clr": -(hyper.lr / (1 + (step - 1) * hyper.lr_decay)),
+        "eps": hyper.eps,
+        "weight_decay": hyper.weight_decay,
+    }, state
 
 
-def update(p: jax.Array, g: jax.Array, s: AdagradState, c: SimpleNamespace) -> tuple[jax.Array, AdagradState]:
+def update(p: jax.Array, g: jax.Array, slot: AdagradState, c: SimpleNamespace) -> tuple[jax.Array, AdagradState]:
     if is_sparse(g):
-        return _update_rows(p, g, s, c)
+        return _update_rows(p, g, slot, c)
     g = add_weight_decay(g, p, c.weight_decay)
-    total = s.sum + g * g
+    total = slot.sum + g * g
     return p + c.neg_clr * g / (jnp.sqrt(total) + c.eps), AdagradState(total)
 
 
-def _update_rows(p: jax.Array, g: Any, s: AdagradState, c: SimpleNamespace) -> tuple[jax.Array, AdagradState]:
+def _update_rows(p: jax.Array, g: Any, slot: AdagradState, c: SimpleNamespace) -> tuple[jax.Array, AdagradState]:
     rows = coalesced(g)
     values = jnp.where(c.weight_decay == 0, rows.values, jnp.nan)  # set since: torch raises
-    total = rows.of(s.sum) + square(values)
+    total = rows.of(slot.sum) + square(values)
     step = values / (jnp.sqrt(total) + c.eps)
-    return rows.put(p, rows.of(p) + c.neg_clr * step), AdagradState(rows.put(s.sum, total))
+    return rows.put(p, rows.of(p) + c.neg_clr * step), AdagradState(rows.put(slot.sum, total))
 
 
-def check_grad(g: Any, o: SimpleNamespace) -> None:
-    check_rows(g)
-    if is_sparse(g) and is_on(o.weight_decay):
-        raise RuntimeError("weight_decay option is not compatible with sparse gradients")
-
-
-def check(o: Mapping[str, Any]) -> None:
-    check_lr(o["lr"])
-    check_at_least_0("lr_decay value", o["lr_decay"])
-    check_at_least_0("weight_decay value", o["weight_decay"])
-    check_at_least_0("initial_accumulator_value value", o["initial_accumulator_value"])
-    check_at_least_0("epsilon value", o["eps"])
+def check(options: Mapping[str, Any]) -> None:
+    check_lr(options["lr"])
+    check_at_least_0("lr_decay value", options["lr_decay"])
+    check_at_least_0("weight_decay value", options["weight_decay"])
+    check_at_least_0("initial_accumulator_value value", options["initial_accumulator_value"])
+    check_at_least_0("epsilon value", options["eps"])
 
 
 ADAGRAD = Rule(
@@ -65,7 +63,7 @@ ADAGRAD = Rule(
     update,
     init=init,
     check=check,
-    check_grad=check_grad,
+    check_grad=check_rows_without_decay,
     live=("lr", "lr_decay", "weight_decay", "eps"),
     common=("initial_accumulator_value",),
     elementwise=True,

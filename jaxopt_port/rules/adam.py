@@ -12,9 +12,9 @@ import numpy as np
 from jaxopt_port.factory import factory
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
-from jaxopt_port.rule import Rule
-from jaxopt_port.rules.tensor_ops import add_weight_decay, lerp, moving_square, rounded
-from jaxopt_port.scalars import Scalar, check_at_least_0, check_betas, check_lr
+from jaxopt_port.rule import Rule, Scalars, ScalarState
+from jaxopt_port.rules.tensor_ops import decayed, lerp, moving_square
+from jaxopt_port.scalars import Scalar, check_moments
 
 
 class AdamState(NamedTuple):
@@ -23,40 +23,34 @@ class AdamState(NamedTuple):
     max_exp_avg_sq: jax.Array | None  # with amsgrad
 
 
-def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
-    beta1, beta2 = h.betas
+def scalars(step: jax.Array, hyper: SimpleNamespace, state: ScalarState) -> tuple[Scalars, ScalarState]:
+    beta1, beta2 = hyper.betas
     c = {
-        "neg_step_size": -(h.lr / (1 - beta1**step)),
+        "neg_step_size": -(hyper.lr / (1 - beta1**step)),
         "bias_correction2_sqrt": (1 - beta2**step) ** 0.5,
         "weight1": 1 - beta1,
         "beta2": beta2,
         "weight2": 1 - beta2,
-        "eps": h.eps,
-        "weight_decay": h.weight_decay,
-        "decay": 1 - h.lr * h.weight_decay,
+        "eps": hyper.eps,
+        "weight_decay": hyper.weight_decay,
+        "decay": 1 - hyper.lr * hyper.weight_decay,
     }
-    return c, s
+    return c, state
 
 
-def update(p: jax.Array, g: jax.Array, s: AdamState, c: SimpleNamespace) -> tuple[jax.Array, AdamState]:
-    if c.decoupled_weight_decay:
-        p = rounded(p * c.decay)
-    else:
-        g = add_weight_decay(g, p, c.weight_decay)
-    exp_avg = lerp(s.exp_avg, g, c.weight1)
-    exp_avg_sq = moving_square(s.exp_avg_sq, g, c.beta2, c.weight2)
-    largest = None if s.max_exp_avg_sq is None else jnp.maximum(s.max_exp_avg_sq, exp_avg_sq)
-    denom = jnp.sqrt(exp_avg_sq if largest is None else largest) / c.bias_correction2_sqrt + c.eps
-    return p + c.neg_step_size * exp_avg / denom, AdamState(exp_avg, exp_avg_sq, largest)
+def update(p: jax.Array, g: jax.Array, slot: AdamState, c: SimpleNamespace) -> tuple[jax.Array, AdamState]:
+    p, g = decayed(p, g, c)
+    exp_avg = lerp(slot.exp_avg, g, c.weight1)
+    exp_avg_sq = moving_square(slot.exp_avg_sq, g, c.beta2, c.weight2)
+    maximum = None if slot.max_exp_avg_sq is None else jnp.maximum(slot.max_exp_avg_sq, exp_avg_sq)
+    denom = jnp.sqrt(exp_avg_sq if maximum is None else maximum) / c.bias_correction2_sqrt + c.eps
+    return p + c.neg_step_size * exp_avg / denom, AdamState(exp_avg, exp_avg_sq, maximum)
 
 
-def check(o: Mapping[str, Any]) -> None:
-    check_lr(o["lr"])
-    check_at_least_0("epsilon value", o["eps"])
-    check_betas(o["betas"])
-    if len({isinstance(beta, np.ndarray | jax.Array) for beta in o["betas"]}) > 1:
+def check(options: Mapping[str, Any]) -> None:
+    check_moments(options)
+    if len({isinstance(beta, np.ndarray | jax.Array) for beta in options["betas"]}) > 1:
         raise ValueError("betas must be either both floats or both Tensors")
-    check_at_least_0("weight_decay value", o["weight_decay"])
 
 
 ADAM = Rule(

@@ -1,8 +1,8 @@
 r"""Adamax: Adam with the infinity norm."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jaxopt_port.factory import factory
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
-from jaxopt_port.rule import Rule
+from jaxopt_port.rule import Rule, Scalars, ScalarState
 from jaxopt_port.rules.tensor_ops import add_weight_decay, lerp
-from jaxopt_port.scalars import Scalar, check_at_least_0, check_betas, check_lr
+from jaxopt_port.scalars import Scalar, check_moments
 
 
 class AdamaxState(NamedTuple):
@@ -20,30 +20,23 @@ class AdamaxState(NamedTuple):
     exp_inf: jax.Array
 
 
-def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
-    beta1, beta2 = h.betas
+def scalars(step: jax.Array, hyper: SimpleNamespace, state: ScalarState) -> tuple[Scalars, ScalarState]:
+    beta1, beta2 = hyper.betas
     c = {
-        "neg_clr": -(h.lr / (1 - beta1**step)),
+        "neg_clr": -(hyper.lr / (1 - beta1**step)),
         "weight1": 1 - beta1,
         "beta2": beta2,
-        "eps": h.eps,
-        "weight_decay": h.weight_decay,
+        "eps": hyper.eps,
+        "weight_decay": hyper.weight_decay,
     }
-    return c, s
+    return c, state
 
 
-def update(p: jax.Array, g: jax.Array, s: AdamaxState, c: SimpleNamespace) -> tuple[jax.Array, AdamaxState]:
+def update(p: jax.Array, g: jax.Array, slot: AdamaxState, c: SimpleNamespace) -> tuple[jax.Array, AdamaxState]:
     g = add_weight_decay(g, p, c.weight_decay)
-    exp_avg = lerp(s.exp_avg, g, c.weight1)
-    exp_inf = jnp.maximum(s.exp_inf * c.beta2, jnp.abs(g) + c.eps)
+    exp_avg = lerp(slot.exp_avg, g, c.weight1)
+    exp_inf = jnp.maximum(slot.exp_inf * c.beta2, jnp.abs(g) + c.eps)
     return p + c.neg_clr * exp_avg / exp_inf, AdamaxState(exp_avg, exp_inf)
-
-
-def check(o: Mapping[str, Any]) -> None:
-    check_lr(o["lr"])
-    check_at_least_0("epsilon value", o["eps"])
-    check_betas(o["betas"])
-    check_at_least_0("weight_decay value", o["weight_decay"])
 
 
 ADAMAX = Rule(
@@ -51,7 +44,7 @@ ADAMAX = Rule(
     AdamaxState,
     scalars,
     update,
-    check=check,
+    check=check_moments,
     live=("lr", "betas", "eps", "weight_decay"),
     elementwise=True,
     torch="Adamax",

@@ -11,7 +11,7 @@ import numpy as np
 from jaxopt_port.factory import factory
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
-from jaxopt_port.rule import Rule
+from jaxopt_port.rule import Rule, Scalars, ScalarState
 from jaxopt_port.rules.tensor_ops import add_weight_decay, rounded
 from jaxopt_port.scalars import Scalar, check_at_least_0, check_lr, python_max
 
@@ -20,31 +20,31 @@ class ASGDState(NamedTuple):
     ax: jax.Array
 
 
-def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
+def scalars(step: jax.Array, hyper: SimpleNamespace, state: ScalarState) -> tuple[Scalars, ScalarState]:
     # torch keeps eta and mu as float32 tensors, whatever the parameter's dtype; this step uses those of the last one
-    eta = jnp.where(step == 1, h.lr.astype(jnp.float32), s["eta"]).astype(jnp.float64)
+    eta = jnp.where(step == 1, hyper.lr.astype(jnp.float32), state["eta"]).astype(jnp.float64)
     c = {
         "neg_eta": -eta,
-        "decay": 1 - h.lambd * eta,
-        "mu": s["mu"].astype(jnp.float64),
-        "weight_decay": h.weight_decay,
+        "decay": 1 - hyper.lambd * eta,
+        "mu": state["mu"].astype(jnp.float64),
+        "weight_decay": hyper.weight_decay,
     }
-    new_eta = h.lr / (1 + h.lambd * h.lr * step) ** h.alpha
-    new_mu = 1 / python_max(1.0, step - h.t0)
+    new_eta = hyper.lr / (1 + hyper.lambd * hyper.lr * step) ** hyper.alpha
+    new_mu = 1 / python_max(1.0, step - hyper.t0)
     return c, {"eta": new_eta, "mu": new_mu}
 
 
-def update(p: jax.Array, g: jax.Array, s: ASGDState, c: SimpleNamespace) -> tuple[jax.Array, ASGDState]:
+def update(p: jax.Array, g: jax.Array, slot: ASGDState, c: SimpleNamespace) -> tuple[jax.Array, ASGDState]:
     g = add_weight_decay(g, p, c.weight_decay)
     p = rounded(p * c.decay) + c.neg_eta * g
-    return p, ASGDState(jnp.where(c.mu == 1, p, s.ax + rounded((p - s.ax) * c.mu)))
+    return p, ASGDState(jnp.where(c.mu == 1, p, slot.ax + rounded((p - slot.ax) * c.mu)))
 
 
-def check(o: Mapping[str, Any]) -> None:
-    check_lr(o["lr"])
-    check_at_least_0("lambd value", o["lambd"])  # so since torch 2.15
-    check_at_least_0("alpha value", o["alpha"])
-    check_at_least_0("weight_decay value", o["weight_decay"])
+def check(options: Mapping[str, Any]) -> None:
+    check_lr(options["lr"])
+    check_at_least_0("lambd value", options["lambd"])  # so since torch 2.15
+    check_at_least_0("alpha value", options["alpha"])
+    check_at_least_0("weight_decay value", options["weight_decay"])
 
 
 ASGD = Rule(

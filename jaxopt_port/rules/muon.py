@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxopt_port.factory import factory
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
-from jaxopt_port.rule import Rule
+from jaxopt_port.rule import Rule, Scalars, ScalarState
 from jaxopt_port.rules.tensor_ops import lerp, norm, rounded
 from jaxopt_port.scalars import Scalar, check_one_element, check_should_be, float64
 from jaxopt_port.sharding import replicated, sharded_as
@@ -23,26 +23,26 @@ class MuonState(NamedTuple):
     momentum_buffer: jax.Array
 
 
-def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
-    a, b, c = h.ns_coefficients
+def scalars(step: jax.Array, hyper: SimpleNamespace, state: ScalarState) -> tuple[Scalars, ScalarState]:
+    a, b, c = hyper.ns_coefficients
     return {
-        "lr": h.lr,
-        "decay": 1 - h.lr * h.weight_decay,
-        "momentum": h.momentum,
-        "weight": 1 - h.momentum,
+        "lr": hyper.lr,
+        "decay": 1 - hyper.lr * hyper.weight_decay,
+        "momentum": hyper.momentum,
+        "weight": 1 - hyper.momentum,
         "a": a,
         "b": b,
         "c": c,
-        "eps": h.eps,
-    }, s
+        "eps": hyper.eps,
+    }, state
 
 
-def update(p: jax.Array, g: jax.Array, s: MuonState, c: SimpleNamespace) -> tuple[jax.Array, MuonState]:
+def update(p: jax.Array, g: jax.Array, slot: MuonState, c: SimpleNamespace) -> tuple[jax.Array, MuonState]:
     matrices = Matrices(p.shape, c.weight_dimension_numbers)
     with float64():
         neg_lr = (-(c.lr * _lr_ratio(c.adjust_lr_fn, matrices.rows, matrices.columns))).astype(p.dtype)
         momentum, weight, decay = (x.astype(p.dtype) for x in (c.momentum, c.weight, c.decay))
-    buffer = lerp(s.momentum_buffer, g, weight)
+    buffer = lerp(slot.momentum_buffer, g, weight)
     direction = lerp(g, buffer, momentum) if c.nesterov else buffer
     numbers = [x.astype(jnp.float32) for x in (c.a, c.b, c.c, c.eps)]
     whole = replicated(direction)  # a product of divided matrices needs them all
@@ -105,38 +105,40 @@ def _lr_ratio(adjust_lr_fn: str | None, rows: int, columns: int) -> float:
     return math.sqrt(max(1, rows / columns))
 
 
-def check(o: Mapping[str, Any]) -> None:
-    check_one_element(o["lr"])
-    check_should_be("Learning rate", o["lr"], at_least=0)
-    check_should_be("momentum", o["momentum"], at_least=0)
-    check_should_be("weight decay", o["weight_decay"], at_least=0)
-    if o["adjust_lr_fn"] not in (None, "original", "match_rms_adamw", "spectral_unclamped"):
-        raise ValueError(f"Adjust learning rate function {o['adjust_lr_fn']} is not supported")
-    if o["ns_steps"] >= 100:
+def check(options: Mapping[str, Any]) -> None:
+    check_one_element(options["lr"])
+    check_should_be("Learning rate", options["lr"], at_least=0)
+    check_should_be("momentum", options["momentum"], at_least=0)
+    check_should_be("weight decay", options["weight_decay"], at_least=0)
+    if options["adjust_lr_fn"] not in (None, "original", "match_rms_adamw", "spectral_unclamped"):
+        raise ValueError(f"Adjust learning rate function {options['adjust_lr_fn']} is not supported")
+    if options["ns_steps"] >= 100:
         raise ValueError("Number of steps must be less than 100 for computational efficiency")
-    dimension_numbers = o["weight_dimension_numbers"]
+    dimension_numbers = options["weight_dimension_numbers"]
     if dimension_numbers is not None and (not isinstance(dimension_numbers, tuple) or len(dimension_numbers) != 2):
         raise ValueError(
             "weight_dimension_numbers must be optax.contrib.MuonDimensionNumbers or (reduction_axis, output_axis), "
             f"not {dimension_numbers!r}"
         )
-    if not isinstance(o["ns_coefficients"], Sequence) or len(o["ns_coefficients"]) != 3:
+    if not isinstance(options["ns_coefficients"], Sequence) or len(options["ns_coefficients"]) != 3:
         raise ValueError("Coefficients must be a tuple of exactly 3 values")
 
 
-def check_param(p: jax.Array, o: SimpleNamespace) -> None:
-    if o.weight_dimension_numbers is None and p.ndim != 2:
+def check_param(p: jax.Array, options: SimpleNamespace) -> None:
+    if options.weight_dimension_numbers is None and p.ndim != 2:
         raise ValueError(
             f"Muon only supports 2D parameters whereas we found a parameter with size: {list(p.shape)}. "
             "Give it to adamw with optax.partition (jaxopt_port.muon's docstring shows how), or say which axes of a "
             "kernel are a matrix: weight_dimension_numbers=(reduction_axis, output_axis)."
         )
-    if o.weight_dimension_numbers is not None:
-        axes = [axis for each in o.weight_dimension_numbers for axis in ((each,) if isinstance(each, int) else each)]
+    if options.weight_dimension_numbers is not None:
+        axes = [
+            axis for each in options.weight_dimension_numbers for axis in ((each,) if isinstance(each, int) else each)
+        ]
         outside = [axis for axis in axes if not -p.ndim <= axis < p.ndim]
         if outside or len({axis % p.ndim for axis in axes}) != len(axes):
             raise ValueError(
-                f"weight_dimension_numbers {o.weight_dimension_numbers} does not fit a parameter with size "
+                f"weight_dimension_numbers {options.weight_dimension_numbers} does not fit a parameter with size "
                 f"{list(p.shape)}: its reduction and output axes must be different axes of it"
             )
     if jnp.iscomplexobj(p):

@@ -11,9 +11,9 @@ import numpy as np
 from jaxopt_port.factory import factory
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
-from jaxopt_port.rule import Rule
-from jaxopt_port.rules.tensor_ops import add_weight_decay, lerp, moving_square, rounded
-from jaxopt_port.scalars import Scalar, check_at_least_0, check_betas, check_lr
+from jaxopt_port.rule import Rule, Scalars, ScalarState
+from jaxopt_port.rules.tensor_ops import decayed, lerp, moving_square
+from jaxopt_port.scalars import Scalar, check_at_least_0, check_moments
 
 
 class NAdamState(NamedTuple):
@@ -21,44 +21,40 @@ class NAdamState(NamedTuple):
     exp_avg_sq: jax.Array
 
 
-def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
-    beta1, beta2 = h.betas
-    mu = beta1 * (1 - 0.5 * 0.96 ** (step * h.momentum_decay))
-    mu_next = beta1 * (1 - 0.5 * 0.96 ** ((step + 1) * h.momentum_decay))
-    mu_product = s["mu_product"] * mu.astype(jnp.float32)  # a float32 tensor in torch, whatever the parameter's dtype
+def scalars(step: jax.Array, hyper: SimpleNamespace, state: ScalarState) -> tuple[Scalars, ScalarState]:
+    beta1, beta2 = hyper.betas
+    mu = beta1 * (1 - 0.5 * 0.96 ** (step * hyper.momentum_decay))
+    mu_next = beta1 * (1 - 0.5 * 0.96 ** ((step + 1) * hyper.momentum_decay))
+    mu_product = state["mu_product"] * mu.astype(
+        jnp.float32
+    )  # a float32 tensor in torch, whatever the parameter's dtype
     product = mu_product.astype(jnp.float64)
     c = {
         "bias_correction2": 1 - beta2**step,
         "weight1": 1 - beta1,
         "beta2": beta2,
         "weight2": 1 - beta2,
-        "eps": h.eps,
-        "weight_decay": h.weight_decay,
-        "decay": 1 - h.lr * h.weight_decay,
-        "g_step_size": -h.lr * (1 - mu) / (1 - product),
-        "m_step_size": -h.lr * mu_next / (1 - product * mu_next),
+        "eps": hyper.eps,
+        "weight_decay": hyper.weight_decay,
+        "decay": 1 - hyper.lr * hyper.weight_decay,
+        "g_step_size": -hyper.lr * (1 - mu) / (1 - product),
+        "m_step_size": -hyper.lr * mu_next / (1 - product * mu_next),
     }
     return c, {"mu_product": mu_product}
 
 
-def update(p: jax.Array, g: jax.Array, s: NAdamState, c: SimpleNamespace) -> tuple[jax.Array, NAdamState]:
-    if c.decoupled_weight_decay:
-        p = rounded(p * c.decay)
-    else:
-        g = add_weight_decay(g, p, c.weight_decay)
-    exp_avg = lerp(s.exp_avg, g, c.weight1)
-    exp_avg_sq = moving_square(s.exp_avg_sq, g, c.beta2, c.weight2)
+def update(p: jax.Array, g: jax.Array, slot: NAdamState, c: SimpleNamespace) -> tuple[jax.Array, NAdamState]:
+    p, g = decayed(p, g, c)
+    exp_avg = lerp(slot.exp_avg, g, c.weight1)
+    exp_avg_sq = moving_square(slot.exp_avg_sq, g, c.beta2, c.weight2)
     denom = jnp.sqrt(exp_avg_sq / c.bias_correction2) + c.eps
     p = p + c.g_step_size * g / denom
     return p + c.m_step_size * exp_avg / denom, NAdamState(exp_avg, exp_avg_sq)
 
 
-def check(o: Mapping[str, Any]) -> None:
-    check_lr(o["lr"])
-    check_at_least_0("epsilon value", o["eps"])
-    check_betas(o["betas"])
-    check_at_least_0("weight_decay value", o["weight_decay"])
-    check_at_least_0("momentum_decay value", o["momentum_decay"])
+def check(options: Mapping[str, Any]) -> None:
+    check_moments(options)
+    check_at_least_0("momentum_decay value", options["momentum_decay"])
 
 
 NADAM = Rule(

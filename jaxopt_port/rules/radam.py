@@ -1,8 +1,8 @@
 r"""RAdam: Adam with a rectified learning rate."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jaxopt_port.factory import factory
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
-from jaxopt_port.rule import Rule
-from jaxopt_port.rules.tensor_ops import add_weight_decay, lerp, moving_square, rounded
-from jaxopt_port.scalars import Scalar, check_at_least_0, check_betas, check_lr
+from jaxopt_port.rule import Rule, Scalars, ScalarState
+from jaxopt_port.rules.tensor_ops import decayed, lerp, moving_square, rounded
+from jaxopt_port.scalars import Scalar, check_moments
 
 
 class RAdamState(NamedTuple):
@@ -20,14 +20,14 @@ class RAdamState(NamedTuple):
     exp_avg_sq: jax.Array
 
 
-def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
-    beta1, beta2 = h.betas
+def scalars(step: jax.Array, hyper: SimpleNamespace, state: ScalarState) -> tuple[Scalars, ScalarState]:
+    beta1, beta2 = hyper.betas
     bias_correction2 = 1 - beta2**step
     rho_inf = 2 / (1 - beta2) - 1
     rho = rho_inf - 2 * step * beta2**step / bias_correction2
     square = (rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)
     c = {
-        "lr": h.lr,
+        "lr": hyper.lr,
         "bias_correction1": 1 - beta1**step,
         "bias_correction2_sqrt": bias_correction2**0.5,
         "rectified": rho > 5,
@@ -35,20 +35,17 @@ def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tup
         "weight1": 1 - beta1,
         "beta2": beta2,
         "weight2": 1 - beta2,
-        "eps": h.eps,
-        "weight_decay": h.weight_decay,
-        "decay": 1 - h.lr * h.weight_decay,
+        "eps": hyper.eps,
+        "weight_decay": hyper.weight_decay,
+        "decay": 1 - hyper.lr * hyper.weight_decay,
     }
-    return c, s
+    return c, state
 
 
-def update(p: jax.Array, g: jax.Array, s: RAdamState, c: SimpleNamespace) -> tuple[jax.Array, RAdamState]:
-    if c.decoupled_weight_decay:
-        p = rounded(p * c.decay)
-    else:
-        g = add_weight_decay(g, p, c.weight_decay)
-    exp_avg = lerp(s.exp_avg, g, c.weight1)
-    exp_avg_sq = moving_square(s.exp_avg_sq, g, c.beta2, c.weight2)
+def update(p: jax.Array, g: jax.Array, slot: RAdamState, c: SimpleNamespace) -> tuple[jax.Array, RAdamState]:
+    p, g = decayed(p, g, c)
+    exp_avg = lerp(slot.exp_avg, g, c.weight1)
+    exp_avg_sq = moving_square(slot.exp_avg_sq, g, c.beta2, c.weight2)
     plain = exp_avg / c.bias_correction1 * c.lr
     # torch divides a number by a tensor as the tensor's reciprocal times the number
     adaptive = 1 / (jnp.sqrt(exp_avg_sq) + c.eps) * c.bias_correction2_sqrt
@@ -56,19 +53,12 @@ def update(p: jax.Array, g: jax.Array, s: RAdamState, c: SimpleNamespace) -> tup
     return p - rounded(step), RAdamState(exp_avg, exp_avg_sq)
 
 
-def check(o: Mapping[str, Any]) -> None:
-    check_lr(o["lr"])
-    check_at_least_0("epsilon value", o["eps"])
-    check_betas(o["betas"])
-    check_at_least_0("weight_decay value", o["weight_decay"])
-
-
 RADAM = Rule(
     "radam",
     RAdamState,
     scalars,
     update,
-    check=check,
+    check=check_moments,
     live=("lr", "betas", "eps", "weight_decay"),
     elementwise=True,
     torch="RAdam",

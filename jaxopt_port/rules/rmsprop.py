@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxopt_port.factory import factory
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
-from jaxopt_port.rule import Rule
+from jaxopt_port.rule import Rule, Scalars, ScalarState
 from jaxopt_port.rules.tensor_ops import add_weight_decay, lerp, moving_square, rounded, stored
 from jaxopt_port.scalars import Scalar, check_at_least_0, check_lr, is_on
 
@@ -22,46 +22,46 @@ class RMSpropState(NamedTuple):
     grad_avg: jax.Array | None  # with centered
 
 
-def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
+def scalars(step: jax.Array, hyper: SimpleNamespace, state: ScalarState) -> tuple[Scalars, ScalarState]:
     c = {
-        "neg_lr": -h.lr,
-        "alpha": h.alpha,
-        "weight": 1 - h.alpha,
-        "eps": h.eps,
-        "weight_decay": h.weight_decay,
-        "momentum": h.momentum,
-        "has_momentum": h.momentum > 0,  # asked before it is rounded, to 0 perhaps
+        "neg_lr": -hyper.lr,
+        "alpha": hyper.alpha,
+        "weight": 1 - hyper.alpha,
+        "eps": hyper.eps,
+        "weight_decay": hyper.weight_decay,
+        "momentum": hyper.momentum,
+        "has_momentum": hyper.momentum > 0,  # asked before it is rounded, to 0 perhaps
     }
-    return c, s
+    return c, state
 
 
-def update(p: jax.Array, g: jax.Array, s: RMSpropState, c: SimpleNamespace) -> tuple[jax.Array, RMSpropState]:
+def update(p: jax.Array, g: jax.Array, slot: RMSpropState, c: SimpleNamespace) -> tuple[jax.Array, RMSpropState]:
     decayed = [  # the same, once for each array's own kernel
         add_weight_decay(g, p, c.weight_decay * one) for one in (1.0, c.one, c.another_one, c.one * c.another_one)
     ]
     has_momentum = c.has_momentum
-    square_avg = stored(moving_square(s.square_avg, decayed[0], c.alpha, c.weight), g, c)
-    grad_avg = None if s.grad_avg is None else stored(lerp(s.grad_avg, decayed[1], c.weight), g, c)
+    square_avg = stored(moving_square(slot.square_avg, decayed[0], c.alpha, c.weight), g, c)
+    grad_avg = None if slot.grad_avg is None else stored(lerp(slot.grad_avg, decayed[1], c.weight), g, c)
     variance = square_avg if grad_avg is None else square_avg - grad_avg * grad_avg
-    if s.momentum_buffer is None:
+    if slot.momentum_buffer is None:
         return p + c.neg_lr * decayed[2] / (jnp.sqrt(variance) + c.eps), RMSpropState(square_avg, None, grad_avg)
-    moved = rounded(s.momentum_buffer * c.momentum) + decayed[2] / (jnp.sqrt(variance) + c.eps)
-    buffer = stored(jnp.where(has_momentum, moved, s.momentum_buffer), g, c)
+    moved = rounded(slot.momentum_buffer * c.momentum) + decayed[2] / (jnp.sqrt(variance) + c.eps)
+    buffer = stored(jnp.where(has_momentum, moved, slot.momentum_buffer), g, c)
     without = c.neg_lr * decayed[3] / (jnp.sqrt(jnp.where(has_momentum, 1, variance)) + c.eps)
     new_p = p + jnp.where(has_momentum, c.neg_lr * buffer, without)
     return new_p, RMSpropState(square_avg, buffer, grad_avg)
 
 
-def check(o: Mapping[str, Any]) -> None:
-    check_lr(o["lr"])
-    check_at_least_0("epsilon value", o["eps"])
-    check_at_least_0("momentum value", o["momentum"])
-    check_at_least_0("weight_decay value", o["weight_decay"])
-    check_at_least_0("alpha value", o["alpha"])
+def check(options: Mapping[str, Any]) -> None:
+    check_lr(options["lr"])
+    check_at_least_0("epsilon value", options["eps"])
+    check_at_least_0("momentum value", options["momentum"])
+    check_at_least_0("weight_decay value", options["weight_decay"])
+    check_at_least_0("alpha value", options["alpha"])
 
 
-def has_momentum(o: SimpleNamespace) -> bool:
-    return is_on(o.momentum)
+def has_momentum(options: SimpleNamespace) -> bool:
+    return is_on(options.momentum)
 
 
 RMSPROP = Rule(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxopt_port.factory import factory
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
-from jaxopt_port.rule import Rule
+from jaxopt_port.rule import Rule, Scalars, ScalarState
 from jaxopt_port.rules.tensor_ops import sign, stored
 from jaxopt_port.scalars import Scalar, check_lr, check_pair, is_known
 
@@ -20,40 +20,40 @@ class RpropState(NamedTuple):
     step_size: jax.Array
 
 
-def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
-    etaminus, etaplus = h.etas
-    step_size_min, step_size_max = h.step_sizes
+def scalars(step: jax.Array, hyper: SimpleNamespace, state: ScalarState) -> tuple[Scalars, ScalarState]:
+    etaminus, etaplus = hyper.etas
+    step_size_min, step_size_max = hyper.step_sizes
     c = {
         "first": step == 1,
-        "lr": h.lr,
+        "lr": hyper.lr,
         "etaminus": etaminus,
         "etaplus": etaplus,
         "step_size_min": step_size_min,
         "step_size_max": step_size_max,
     }
-    return c, s
+    return c, state
 
 
-def update(p: jax.Array, g: jax.Array, s: RpropState, c: SimpleNamespace) -> tuple[jax.Array, RpropState]:
+def update(p: jax.Array, g: jax.Array, slot: RpropState, c: SimpleNamespace) -> tuple[jax.Array, RpropState]:
     def turned(one: jax.Array | float) -> tuple[jax.Array, jax.Array]:
         """The factor and the gradient, which is 0 where its sign has changed: once for each array's own kernel."""
-        turn = sign(g * s.prev)
+        turn = sign(g * slot.prev)
         factor = jnp.where(turn > 0, c.etaplus, jnp.where(turn < 0, c.etaminus * one, turn))
         factor = jnp.where(factor == 0, 1, factor)
         return factor, jnp.where(factor == c.etaminus * one, 0, g)
 
-    step_size = jnp.where(c.first, c.lr, s.step_size) * turned(1.0)[0]
+    step_size = jnp.where(c.first, c.lr, slot.step_size) * turned(1.0)[0]
     step_size = stored(jnp.minimum(jnp.maximum(step_size, c.step_size_min), c.step_size_max), g, c)
     p = stored(p - sign(turned(c.one)[1]) * step_size, step_size, c)
     prev = jnp.where(p > 0, turned(c.another_one)[1], turned(c.one * c.another_one)[1])  # after p, which reads the old
     return p, RpropState(prev, step_size)
 
 
-def check(o: Mapping[str, Any]) -> None:
-    check_lr(o["lr"])
-    check_pair("etas", o["etas"])
-    check_pair("step_sizes", o["step_sizes"])
-    etaminus, etaplus = o["etas"]
+def check(options: Mapping[str, Any]) -> None:
+    check_lr(options["lr"])
+    check_pair("etas", options["etas"])
+    check_pair("step_sizes", options["step_sizes"])
+    etaminus, etaplus = options["etas"]
     if is_known(etaminus) and is_known(etaplus) and not 0.0 < etaminus < 1.0 < etaplus:
         raise ValueError(f"Invalid eta values: {etaminus}, {etaplus}")
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxopt_port.factory import factory
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
-from jaxopt_port.rule import Rule, is_sparse
-from jaxopt_port.rules.sparse_rows import check_rows, coalesced
+from jaxopt_port.rule import Rule, Scalars, ScalarState, is_sparse
+from jaxopt_port.rules.sparse_rows import check_rows_without_decay, coalesced
 from jaxopt_port.rules.tensor_ops import add_weight_decay, rounded
 from jaxopt_port.scalars import Scalar, check_at_least_0, check_lr, is_known, is_on
 
@@ -20,63 +20,57 @@ class SGDState(NamedTuple):
     momentum_buffer: jax.Array | None  # None without momentum
 
 
-def init(p: jax.Array, o: SimpleNamespace) -> SGDState:
+def init(p: jax.Array, options: SimpleNamespace) -> SGDState:
     return SGDState(jnp.full_like(p, -0.0))  # adding to -0.0 changes no bit of the first gradient
 
 
-def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
-    turned_on = jnp.not_equal(h.momentum, 0)
+def scalars(step: jax.Array, hyper: SimpleNamespace, state: ScalarState) -> tuple[Scalars, ScalarState]:
+    turned_on = jnp.not_equal(hyper.momentum, 0)
     c = {
-        "neg_lr": -h.lr,
-        "weight_decay": h.weight_decay,
-        "momentum": h.momentum,
+        "neg_lr": -hyper.lr,
+        "weight_decay": hyper.weight_decay,
+        "momentum": hyper.momentum,
         "turned_on": turned_on,
-        "keep": jnp.where(turned_on, h.momentum, 1),
-        "gain": jnp.where(s["has_buffer"], 1 - h.dampening, 1),
+        "keep": jnp.where(turned_on, hyper.momentum, 1),
+        "gain": jnp.where(state["has_buffer"], 1 - hyper.dampening, 1),
     }
-    return c, {"has_buffer": s["has_buffer"] | turned_on}
+    return c, {"has_buffer": state["has_buffer"] | turned_on}
 
 
-def update(p: jax.Array, g: jax.Array, s: SGDState, c: SimpleNamespace) -> tuple[jax.Array, SGDState]:
+def update(p: jax.Array, g: jax.Array, slot: SGDState, c: SimpleNamespace) -> tuple[jax.Array, SGDState]:
     if is_sparse(g):
-        return _update_rows(p, g, s, c)
+        return _update_rows(p, g, slot, c)
     decayed = add_weight_decay(g, p, c.weight_decay)
-    if s.momentum_buffer is None:
-        return p + c.neg_lr * decayed, s
+    if slot.momentum_buffer is None:
+        return p + c.neg_lr * decayed, slot
     # Without momentum the buffer stays. What is selected is what is added to it: a choice of the old one would copy it.
-    buffer = rounded(s.momentum_buffer * c.keep) + jnp.where(c.turned_on, c.gain * decayed, -0.0)
+    buffer = rounded(slot.momentum_buffer * c.keep) + jnp.where(c.turned_on, c.gain * decayed, -0.0)
     again = add_weight_decay(g, p, c.weight_decay * c.another_one)  # for its own kernel
     direction = again + c.momentum * buffer if c.nesterov else buffer
     return p + c.neg_lr * jnp.where(c.turned_on, direction, again), SGDState(buffer)
 
 
-def _update_rows(p: jax.Array, g: Any, s: SGDState, c: SimpleNamespace) -> tuple[jax.Array, SGDState]:
+def _update_rows(p: jax.Array, g: Any, slot: SGDState, c: SimpleNamespace) -> tuple[jax.Array, SGDState]:
     """torch adds up the rows without momentum; with it the rows of all gradients so far move."""
     rows = coalesced(g)
     values = jnp.where(c.weight_decay == 0, rows.values, jnp.nan)  # set since: torch has no such sum, and raises
-    if s.momentum_buffer is None:
-        return rows.put(p, rows.of(p) + c.neg_lr * values), s
+    if slot.momentum_buffer is None:
+        return rows.put(p, rows.of(p) + c.neg_lr * values), slot
     dense = rows.put(jnp.zeros(p.shape, values.dtype), values)
-    return update(p.astype(values.dtype), dense, s, c)
+    return update(p.astype(values.dtype), dense, slot, c)
 
 
-def check_grad(g: Any, o: SimpleNamespace) -> None:
-    check_rows(g)
-    if is_sparse(g) and is_on(o.weight_decay):
-        raise RuntimeError("weight_decay option is not compatible with sparse gradients")
-
-
-def check(o: Mapping[str, Any]) -> None:
-    check_lr(o["lr"])
-    check_at_least_0("momentum value", o["momentum"])
-    check_at_least_0("weight_decay value", o["weight_decay"])
-    known = is_known(o["momentum"]) and is_known(o["dampening"])
-    if o["nesterov"] and known and (o["momentum"] <= 0 or o["dampening"] != 0):
+def check(options: Mapping[str, Any]) -> None:
+    check_lr(options["lr"])
+    check_at_least_0("momentum value", options["momentum"])
+    check_at_least_0("weight_decay value", options["weight_decay"])
+    known = is_known(options["momentum"]) and is_known(options["dampening"])
+    if options["nesterov"] and known and (options["momentum"] <= 0 or options["dampening"] != 0):
         raise ValueError("Nesterov momentum requires a momentum and zero dampening")
 
 
-def has_momentum(o: SimpleNamespace) -> bool:
-    return is_on(o.momentum)
+def has_momentum(options: SimpleNamespace) -> bool:
+    return is_on(options.momentum)
 
 
 SGD = Rule(
@@ -90,7 +84,7 @@ SGD = Rule(
     structural=("momentum",),
     optional={"momentum_buffer": has_momentum},
     scalar_state={"has_buffer": False},
-    check_grad=check_grad,
+    check_grad=check_rows_without_decay,
     elementwise=True,
     torch="SGD",
 )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxopt_port.factory import factory
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
-from jaxopt_port.rule import Rule, is_sparse
+from jaxopt_port.rule import Rule, Scalars, ScalarState, is_sparse
 from jaxopt_port.rules.sparse_rows import check_rows, coalesced
 from jaxopt_port.rules.tensor_ops import rounded, square
 from jaxopt_port.scalars import Scalar, check_above_0, check_betas, check_one_element
@@ -24,42 +24,42 @@ class SparseAdamState(NamedTuple):
     exp_avg_sq: jax.Array
 
 
-def scalars(step: jax.Array, h: SimpleNamespace, s: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
-    beta1, beta2 = h.betas
+def scalars(step: jax.Array, hyper: SimpleNamespace, state: ScalarState) -> tuple[Scalars, ScalarState]:
+    beta1, beta2 = hyper.betas
     c = {
-        "neg_step_size": -(h.lr * jnp.sqrt(1 - beta2**step) / (1 - beta1**step)),
+        "neg_step_size": -(hyper.lr * jnp.sqrt(1 - beta2**step) / (1 - beta1**step)),
         "weight1": 1 - beta1,
         "weight2": 1 - beta2,
-        "eps": h.eps,
+        "eps": hyper.eps,
     }
-    return c, s
+    return c, state
 
 
-def update(p: jax.Array, g: "BCOO", s: SparseAdamState, c: SimpleNamespace) -> tuple[jax.Array, SparseAdamState]:
+def update(p: jax.Array, g: "BCOO", slot: SparseAdamState, c: SimpleNamespace) -> tuple[jax.Array, SparseAdamState]:
     rows = coalesced(g)
-    values, exp_avg, exp_avg_sq = rows.values, rows.of(s.exp_avg), rows.of(s.exp_avg_sq)
+    values, exp_avg, exp_avg_sq = rows.values, rows.of(slot.exp_avg), rows.of(slot.exp_avg_sq)
     exp_avg = exp_avg + rounded((values - exp_avg) * c.weight1)
     exp_avg_sq = exp_avg_sq + rounded((square(values) - exp_avg_sq) * c.weight2)
     step = rounded(c.neg_step_size * (exp_avg / (jnp.sqrt(exp_avg_sq) + c.eps)))
-    slot = SparseAdamState(rows.put(s.exp_avg, exp_avg), rows.put(s.exp_avg_sq, exp_avg_sq))
+    slot = SparseAdamState(rows.put(slot.exp_avg, exp_avg), rows.put(slot.exp_avg_sq, exp_avg_sq))
     return rows.put(p, rows.of(p) + step), slot
 
 
-def check(o: Mapping[str, Any]) -> None:
-    check_one_element(o["lr"])
-    check_above_0("learning rate", o["lr"])
-    check_above_0("epsilon value", o["eps"])
-    check_betas(o["betas"])
+def check(options: Mapping[str, Any]) -> None:
+    check_one_element(options["lr"])
+    check_above_0("learning rate", options["lr"])
+    check_above_0("epsilon value", options["eps"])
+    check_betas(options["betas"])
 
 
-def check_param(p: Any, o: SimpleNamespace) -> None:
+def check_param(p: Any, options: SimpleNamespace) -> None:
     if is_sparse(p):
         raise ValueError("SparseAdam requires dense parameter tensors")
     if jnp.iscomplexobj(p):
         raise ValueError("SparseAdam does not support complex parameters")
 
 
-def check_grad(g: Any, o: SimpleNamespace) -> None:
+def check_grad(g: Any, options: SimpleNamespace) -> None:
     if not is_sparse(g):
         raise RuntimeError("SparseAdam does not support dense gradients, please consider Adam instead")
     check_rows(g)

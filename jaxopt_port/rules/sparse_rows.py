@@ -1,11 +1,13 @@
 """Row-sparse gradients: a `jax.experimental.sparse.BCOO` with one sparse dimension, the first."""
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxopt_port.rule import is_sparse
+from jaxopt_port.scalars import is_on
 from jaxopt_port.sharding import is_explicit
 
 if TYPE_CHECKING:
@@ -27,6 +29,16 @@ def check_rows(g: Any) -> None:
         raise ValueError(
             "row-sparse gradients do not work on a mesh with explicit axes: make it with "
             "axis_types=(jax.sharding.AxisType.Auto,)"
+        )
+
+
+def check_rows_without_decay(g: Any, options: SimpleNamespace) -> None:
+    """The `check_grad` of a rule that takes rows only where no weight decay moves the others."""
+    check_rows(g)
+    if is_sparse(g) and is_on(options.weight_decay):
+        raise RuntimeError(
+            f"weight_decay option is not compatible with sparse gradients: it is {options.weight_decay}; use 0, or "
+            "g.todense()"
         )
 
 

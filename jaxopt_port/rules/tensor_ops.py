@@ -11,6 +11,13 @@ def add_weight_decay(g: jax.Array, p: jax.Array, weight_decay: jax.Array) -> jax
     return jnp.where(weight_decay != 0, g + weight_decay * p, g)
 
 
+def decayed(p: jax.Array, g: jax.Array, c: SimpleNamespace) -> tuple[jax.Array, jax.Array]:
+    """The parameter and the gradient after weight decay: `decoupled_weight_decay` says which of them it changes."""
+    if c.decoupled_weight_decay:
+        return rounded(p * c.decay), g
+    return p, add_weight_decay(g, p, c.weight_decay)
+
+
 def rounded(x: jax.Array) -> jax.Array:
     """`x` as it is, but rounded before the next operation, as between two of torch's.
 

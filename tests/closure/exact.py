@@ -9,7 +9,6 @@ Like `tests.exact.compare` it starts itself anew with an environment in which ne
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,6 +16,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from tests.exact.compare import SETTINGS as OTHER_SETTINGS
+from tests.exact.compare import in_settings
 
 SETTINGS = {
     **OTHER_SETTINGS,
@@ -51,8 +51,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.closure.exact", description=__doc__)
     parser.add_argument("--short", action="store_true", help="14 problems instead of 20")
     parser.add_argument("--json", help="write a line for every case to this file")
-    if any(os.environ.get(name) != value for name, value in SETTINGS.items()):
-        os.execve(sys.executable, [sys.executable, "-m", "tests.closure.exact", *argv], {**os.environ, **SETTINGS})
+    in_settings("tests.closure.exact", argv, SETTINGS)
     from tests import oracle
 
     args = parser.parse_args(argv)

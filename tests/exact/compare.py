@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 SETTINGS = {
     "XLA_FLAGS": " ".join(
@@ -38,10 +38,15 @@ LIMITS: dict[tuple[str, str], dict[int, float]] = {
 CLOSURES = ("lbfgs", "nonlinear_cg")  # evaluate the function themselves, and have tests of their own
 
 
+def in_settings(module: str, argv: Sequence[str], settings: Mapping[str, str] = SETTINGS) -> None:
+    """Start `python -m module` anew where the environment is another, for jax and torch read it when imported."""
+    if any(os.environ.get(name) != value for name, value in settings.items()):
+        os.execve(sys.executable, [sys.executable, "-m", module, *argv], {**os.environ, **settings})
+
+
 def main(argv: Sequence[str]) -> int:
     args = _parse(argv)
-    if any(os.environ.get(name) != value for name, value in SETTINGS.items()):
-        os.execve(sys.executable, [sys.executable, "-m", "tests.exact.compare", *argv], {**os.environ, **SETTINGS})
+    in_settings("tests.exact.compare", argv)
     return _compare(args)
 
 

@@ -7,12 +7,11 @@ compilation a draw, and what `jit` makes of them is what compare.py looks at.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tests.exact.compare import CLOSURES, LIMITS, SETTINGS
+from tests.exact.compare import CLOSURES, LIMITS, in_settings
 
 
 class Draw(NamedTuple):
@@ -172,7 +171,8 @@ def difference(draw: Draw) -> str:
 
     from tests import oracle
     from tests.exact.cases import Case
-    from tests.exact.harness import Ours, differing_bits, eps_apart
+    from tests.exact.harness import Ours, differing_bits
+    from tests.helpers import eps_apart
 
     rng = np.random.default_rng(draw.seed)
 
@@ -237,8 +237,7 @@ def check(name: str, count: int) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    if any(os.environ.get(name) != value for name, value in SETTINGS.items()):
-        os.execve(sys.executable, [sys.executable, "-m", "tests.exact.draws", *argv], {**os.environ, **SETTINGS})
+    in_settings("tests.exact.draws", argv)
     import jaxopt_port
     from tests import oracle
 

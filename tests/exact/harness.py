@@ -1,7 +1,7 @@
 """Runs one case here and in torch, and counts the bits in which they differ."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jax.experimental.sparse import BCOO
 import jaxopt_port
 from tests import oracle
 from tests.exact.cases import Case, gradients, parameters
+from tests.helpers import eps_apart, real_numbers, same_kind
 
 
 class Result(NamedTuple):
@@ -133,7 +134,7 @@ def run(case: Case) -> Result:
 
 def without_subnormals(x: np.ndarray) -> np.ndarray:
     """Zeros of the same sign for subnormal numbers, which XLA on a CPU computes with as zeros."""
-    parts = _real(x)
+    parts = real_numbers(x)
     least = float(jnp.finfo(parts.dtype).smallest_normal)
     flushed = np.where(np.abs(parts) < least, np.copysign(0, parts), parts)
     return flushed.astype(parts.dtype).view(x.dtype).reshape(x.shape)
@@ -141,9 +142,9 @@ def without_subnormals(x: np.ndarray) -> np.ndarray:
 
 def differing_bits(actual: np.ndarray | None, expected: np.ndarray) -> tuple[int, int]:
     """How many bits differ, and the first index (flat) where some do. All NaNs are equal; 0.0 and -0.0 are not."""
-    if not _same_kind(actual, expected):
+    if not same_kind(actual, expected):
         return expected.nbytes * 8 or 1, 0
-    a, b = _real(actual), _real(expected)
+    a, b = real_numbers(actual), real_numbers(expected)
     unsigned = np.dtype(f"u{a.dtype.itemsize}")
     counts = np.bitwise_count(a.view(unsigned) ^ b.view(unsigned)) * ~(np.isnan(a) & np.isnan(b))
     return int(counts.sum()), int(np.argmax(counts > 0)) if counts.size else 0
@@ -155,7 +156,7 @@ def reproduction(
     """The first difference of a case, in one line."""
     values = (
         "missing, or of another shape or dtype"
-        if not _same_kind(actual, expected)
+        if not same_kind(actual, expected)
         else f"ours {_hex(actual, where)}, torch's {_hex(expected, where)}"
     )
     second = "" if case.second is None else f" second={dict(case.second)}"
@@ -166,28 +167,6 @@ def reproduction(
     )
 
 
-def _same_kind(actual: np.ndarray | None, expected: np.ndarray) -> TypeGuard[np.ndarray]:
-    return actual is not None and actual.shape == expected.shape and actual.dtype == expected.dtype
-
-
 def _hex(x: np.ndarray, where: int) -> str:
-    x = _real(x)
+    x = real_numbers(x)
     return f"{x[where]} 0x{x.view(f'u{x.dtype.itemsize}')[where]:0{2 * x.dtype.itemsize}x}"
-
-
-def _real(x: np.ndarray) -> np.ndarray:
-    x = np.ascontiguousarray(x).reshape(-1)
-    return x.view(x.dtype.char.lower()) if np.iscomplexobj(x) else x
-
-
-def eps_apart(actual: np.ndarray | None, expected: np.ndarray) -> float:
-    """The largest difference in eps of the largest number; infinite where one is finite and the other is not."""
-    if not _same_kind(actual, expected):
-        return float("inf")
-    a, b = (_real(x).astype(np.float64) for x in (actual, expected))
-    finite = np.isfinite(b)
-    if not np.array_equal(np.where(finite, 0, a), np.where(finite, 0, b), equal_nan=True):
-        return float("inf")
-    scale = np.abs(b[finite]).max(initial=0) * float(jnp.finfo(_real(expected).dtype).eps)
-    apart = np.abs(a[finite] - b[finite]).max(initial=0)
-    return float(apart / scale) if scale else float(apart and np.inf)

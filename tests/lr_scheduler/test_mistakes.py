@@ -55,7 +55,7 @@ def test_schedulers_inside_another_are_told_apart() -> None:
 @pytest.mark.parametrize("nothing", [{}, None, {"last_epoch": 1}, STATE, 0.1])
 def test_what_is_no_state(nothing: Any) -> None:
     scheduler = lr_scheduler.exponential_lr(gamma=0.5)
-    with pytest.raises(TypeError, match=r"first argument has to be the scheduler's state, which init returned, not a"):
+    with pytest.raises(TypeError, match=r"first argument has to be the scheduler's state, which init returned, not "):
         scheduler.step(nothing, STATE)
     if nothing is not None:
         with pytest.raises(TypeError, match="after must be the state of another scheduler"):

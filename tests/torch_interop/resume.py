@@ -17,6 +17,7 @@ from jaxopt_port.torch_interop import load_optimizer, optimizer_state_dict
 from tests import oracle
 from tests.exact.cases import Case, gradients, parameters
 from tests.exact.harness import Ours, differing_bits
+from tests.helpers import eps_apart
 from tests.torch_interop.convert import arrays, tensors
 
 HALF, STEPS = 5, 10
@@ -79,12 +80,8 @@ def differences(run: Run, ours: Ours, theirs: oracle.Torch) -> tuple[int, float]
             expected = expected if actual is None or name == "" else expected.astype(actual.dtype)
             bits += differing_bits(actual, expected)[0]
             if not name:
-                distance = max(distance, _distance(actual, expected))
+                distance = max(distance, eps_apart(actual, expected))
     return bits, distance
-
-
-def _distance(a: Any, b: np.ndarray) -> float:
-    return float(np.abs(a - b).max() / (np.abs(b).max() * np.finfo(b.dtype).eps))
 
 
 def same_state_dict(ours: Any, theirs: Any, where: str = "") -> list[str]:
@@ -144,7 +141,7 @@ def to_torch(case: Case) -> tuple[int, float, list[str]]:
         values = resumed.values(i)
         for name, x in expected.values(i).items():
             bits += differing_bits(values.get(name), x)[0]
-        distance = max(distance, _distance(values[""], expected.values(i)[""]))
+        distance = max(distance, eps_apart(values[""], expected.values(i)[""]))
     return bits, distance, differ
 
 

@@ -29,12 +29,12 @@ class Layout(NamedTuple):
     flax: Shape
 
     def to_flax(self, x: np.ndarray) -> np.ndarray:
-        """torch's array as flax has it."""
+        """torch's array, of shape `torch`, as flax has it, of shape `flax`."""
         x = np.flip(x.reshape(self.split).transpose(self.order), self.flip)
         return np.ascontiguousarray(x).reshape(self.flax)
 
     def to_torch(self, x: np.ndarray) -> np.ndarray:
-        """flax's array as torch has it."""
+        """flax's array, of shape `flax`, as torch has it, of shape `torch`."""
         x = x.reshape(tuple(self.split[axis] for axis in self.order))
         x = np.flip(x, self.flip).transpose(np.argsort(self.order, kind="stable"))
         return np.ascontiguousarray(x).reshape(self.torch)
@@ -94,7 +94,12 @@ def same(torch: Shape, flax: Shape) -> Layout | None:
 
 
 def linear(torch: Shape, flax: Shape) -> Layout | None:
-    """Linear [out, in] and Dense [in, out]."""
+    """Linear [out, in] and Dense [in, out].
+
+    Example:
+      >>> linear((3, 2), (2, 3)).order, linear((3, 2), (3, 2))
+      ((1, 0), None)
+    """
     return _layout("linear", torch, torch, (1, 0), flax) if len(torch) == 2 and flax == torch[::-1] else None
 
 
@@ -139,6 +144,11 @@ def flattened(channels: int, *size: int) -> Kind:
 
     Returns:
       The kind of layout, for `infer(layouts={"fc.weight": flattened(64, 4, 4)})`.
+
+    Example:
+      >>> layout = flattened(2, 1, 2)((1, 4), (4, 1))
+      >>> layout.to_flax(np.array([[0, 1, 10, 11]])).ravel()  # channel 0's two pixels, then channel 1's
+      array([ 0, 10,  1, 11])
     """
     pixels = math.prod(size)
 

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_port.optimizer import described
 from jaxopt_port.param_groups import is_box, leaf_paths
 from jaxopt_port.scalars import float64
 from jaxopt_port.torch_interop.files.as_array import as_array
@@ -136,9 +137,20 @@ def infer(
       The mapping.
 
     Raises:
+      TypeError: a module in place of its state dict.
       ValueError: an array without a counterpart, and one that could be several things, with all of them; a name in
         `pairs` or `layouts` that does not exist.
+
+    Example:
+      >>> params = {"head": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
+      >>> print(infer({"fc.weight": (3, 2), "fc.bias": (3,)}, params))
+      fc.weight [3, 2] = head/kernel [2, 3] linear
+      fc.bias   [3]    = head/bias   [3]    same
     """
+    if not hasattr(torch, "items"):
+        raise TypeError(
+            f"infer(torch, flax) needs torch's weights by name, module.state_dict(), not {described(torch)}"
+        )
     shapes = {name: _shape(name, value) for name, value in torch.items() if not name.endswith("_extra_state")}
     leaves = jax.tree.leaves(flax)
     flax_shapes = {path: tuple(leaves[at].shape) for path, at in weight_leaves(flax).items()}
@@ -199,6 +211,13 @@ def to_flax(mapping: Mapping, torch: Dict[str, Any], flax: Tree) -> Tree:
     Raises:
       ValueError: an array that `torch` lacks, or of another shape than in the mapping; one of integers, and a complex
         one for a real leaf.
+
+    Example:
+      >>> params = {"head": {"kernel": jnp.zeros((2, 1))}}
+      >>> weights = {"fc.weight": np.array([[1.0, 2.0]])}
+      >>> to_flax(infer(weights, params), weights, params)["head"]["kernel"]
+      Array([[1.],
+             [2.]], dtype=float32)
     """
     entries = {entry.path: entry for entry in mapping.entries}
     boxes, treedef = jax.tree.flatten(flax, is_leaf=is_box)
@@ -210,7 +229,9 @@ def to_flax(mapping: Mapping, torch: Dict[str, Any], flax: Tree) -> Tree:
         array = flax_array(entries[path], torch)
         integers = not jnp.issubdtype(array.dtype, jnp.inexact)
         if integers or (np.iscomplexobj(array) and not jnp.issubdtype(leaf.dtype, jnp.complexfloating)):
-            raise ValueError(f"{entries[path].source.name!r} is {array.dtype}, {path!r} in flax is {leaf.dtype}")
+            raise ValueError(
+                f"{entries[path].source.name!r} is {array.dtype}, {path!r} in flax is {leaf.dtype}: cast one of them"
+            )
         with float64():
             new = jnp.array(array.astype(leaf.dtype), leaf.dtype)
         boxes[at] = jax.tree.structure(boxes[at]).unflatten([new])
@@ -233,6 +254,11 @@ def to_torch(mapping: Mapping, flax: Tree, tied: Dict[str, str] | None = None) -
 
     Raises:
       ValueError: a leaf that is not in the mapping; in `tied` a name that is, or one tied to a name that is not there.
+
+    Example:
+      >>> params = {"head": {"kernel": jnp.array([[1.0], [2.0]])}}
+      >>> to_torch(infer({"fc.weight": (1, 2)}, params), params)
+      {'fc.weight': array([[1., 2.]], dtype=float32)}
     """
     all_leaves = jax.tree.leaves(flax)
     leaves = {path: np.asarray(all_leaves[at]) for path, at in weight_leaves(flax).items()}
@@ -285,10 +311,13 @@ def flax_array(entry: Entry, torch: Dict[str, Any]) -> np.ndarray:
 
 def _part_in_flax(entry: Entry, source: Source, torch: Dict[str, Any]) -> np.ndarray:
     if source.name not in torch:
-        raise ValueError(f"{source.name!r}, which is {entry.path!r} in flax, is missing")
+        raise ValueError(f"{source.name!r}, which is {entry.path!r} in flax, is missing: pass the whole state dict")
     array = as_array(torch[source.name])
     if array.shape != torch_shape([entry]):
-        raise ValueError(f"{source.name!r} is {list(array.shape)}, in the mapping {list(torch_shape([entry]))}")
+        raise ValueError(
+            f"{source.name!r} is {list(array.shape)}, in the mapping {list(torch_shape([entry]))}: infer the mapping "
+            "from this state dict"
+        )
     return entry.layout.to_flax(np.split(array, source.parts)[source.part] if source.parts > 1 else array)
 
 

@@ -236,7 +236,10 @@ class Pairing:
         torch, flax = self.torch.pop(torch_name), self.flax.pop(flax_name)
         found = fits(torch, flax, self.layouts)
         if not found:
-            raise ValueError(f"torch's {torch} cannot be flax's {flax}")
+            raise ValueError(
+                f"torch's {torch} cannot be flax's {flax}: name another pair, or say by layouts={{...}} how an array "
+                "lies"
+            )
         self.found.append(found)
 
     def can_be(self, torch_name: str, flax_name: str) -> bool:

@@ -68,6 +68,13 @@ def uniform(
       a: the lower bound.
       b: the upper bound.
       dtype: float32 or float64. So it is in all functions of this module.
+
+    Returns:
+      An array of the shape and dtype.
+
+    Example:
+      >>> uniform(Generator(0), 2)  # torch.manual_seed(0); torch.nn.init.uniform_(torch.empty(2))
+      array([0.4962566, 0.7682218], dtype=float32)
     """
     return generator.uniform(shape, a, b, dtype)
 
@@ -75,7 +82,22 @@ def uniform(
 def normal(
     generator: Generator, shape: Sequence[int], mean: float = 0.0, std: float = 1.0, dtype: type = np.float32
 ) -> np.ndarray:
-    """`torch.nn.init.normal_`: N(mean, std^2)."""
+    """`torch.nn.init.normal_`: N(mean, std^2).
+
+    Args:
+      generator: what to draw from.
+      shape: of the array.
+      mean: the mean.
+      std: the standard deviation.
+      dtype: float32 or float64.
+
+    Returns:
+      An array of the shape and dtype.
+
+    Example:
+      >>> normal(Generator(0), 2, std=0.02).shape
+      (2,)
+    """
     return generator.normal(shape, mean, std, dtype)
 
 
@@ -99,6 +121,9 @@ def trunc_normal(
       b: the upper bound.
       dtype: float32 or float64.
 
+    Returns:
+      An array of the shape and dtype.
+
     Raises:
       NotImplementedError: [a, b] holds less than 30 % of the distribution. torch draws in another way then, which
         hangs on the last bit of its logarithm.
@@ -110,7 +135,7 @@ def trunc_normal(
     inside = _normal_cdf((b - mean) / std) - _normal_cdf((a - mean) / std)
     if not inside > 0.3:
         raise NotImplementedError(
-            f"trunc_normal_ with {inside:.0%} of N({mean}, {std}^2) in [{a}, {b}]: 30 % is needed"
+            f"trunc_normal_ with {inside:.0%} of N({mean}, {std}^2) in [{a}, {b}]: 30 % is needed; give wider bounds"
         )
     low, high = np.array([a, b], dtype)
     x = generator.normal(shape, mean, std, dtype)
@@ -128,6 +153,15 @@ def xavier_uniform(
 ) -> np.ndarray:
     """`torch.nn.init.xavier_uniform_`: U(-r, r) with r = gain sqrt(6 / (fan_in + fan_out)).
 
+    Args:
+      generator: what to draw from.
+      shape: of the array, in torch's layout: [out, in, ...].
+      gain: what the bound is multiplied by, as of `calculate_gain`.
+      dtype: float32 or float64.
+
+    Returns:
+      An array of the shape and dtype.
+
     Raises:
       ValueError: a shape of fewer than 2 dimensions.
 
@@ -141,6 +175,15 @@ def xavier_normal(
     generator: Generator, shape: Sequence[int], gain: float = 1.0, dtype: type = np.float32
 ) -> np.ndarray:
     """`torch.nn.init.xavier_normal_`: N(0, s^2) with s = gain sqrt(2 / (fan_in + fan_out)).
+
+    Args:
+      generator: what to draw from.
+      shape: of the array, in torch's layout: [out, in, ...].
+      gain: what the standard deviation is multiplied by, as of `calculate_gain`.
+      dtype: float32 or float64.
+
+    Returns:
+      An array of the shape and dtype.
 
     Raises:
       ValueError: a shape of fewer than 2 dimensions.
@@ -168,8 +211,15 @@ def kaiming_uniform(
       nonlinearity: as in `calculate_gain`.
       dtype: float32 or float64.
 
+    Returns:
+      An array of the shape and dtype.
+
     Raises:
       ValueError: a shape of fewer than 2 dimensions, or another mode or nonlinearity.
+
+    Example:
+      >>> kaiming_uniform(Generator(0), (4, 3), nonlinearity="relu").shape
+      (4, 3)
 
     Source: He et al., Delving deep into rectifiers, 2015.
     """
@@ -216,6 +266,16 @@ def linear(
 ) -> Weights:
     """`torch.nn.Linear(in_features, out_features)`: weight [out, in] and bias [out], uniform within 1 / sqrt(in).
 
+    Args:
+      generator: what to draw from.
+      in_features: inputs.
+      out_features: outputs.
+      bias: whether there is one.
+      dtype: float32 or float64.
+
+    Returns:
+      torch's parameters under torch's names.
+
     Example:
       >>> linear(Generator(0), 2, 1)  # torch.manual_seed(0); torch.nn.Linear(2, 1)
       {'weight': array([[-0.00529398,  0.3793229 ]], dtype=float32), 'bias': array([-0.58198076], dtype=float32)}
@@ -242,6 +302,9 @@ def conv(
       groups: of channels that are convolved apart.
       bias: whether there is one.
       dtype: float32 or float64.
+
+    Returns:
+      torch's parameters under torch's names.
 
     Raises:
       ValueError: channels that are not multiples of groups.
@@ -294,6 +357,13 @@ def _weight_and_bias(generator: Generator, shape: Sequence[int], out: int, bias:
 def batch_norm(num_features: int, dtype: type = np.float32) -> Weights:
     """`torch.nn.BatchNorm1d`, `2d` or `3d`: weight 1, bias 0, and the statistics' buffers. Nothing is drawn.
 
+    Args:
+      num_features: channels.
+      dtype: of the parameters and statistics.
+
+    Returns:
+      torch's parameters and buffers under torch's names.
+
     Example:
       >>> list(batch_norm(8))
       ['weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked']
@@ -305,6 +375,14 @@ def batch_norm(num_features: int, dtype: type = np.float32) -> Weights:
 
 def layer_norm(normalized_shape: Sequence[int], bias: bool = True, dtype: type = np.float32) -> Weights:
     """`torch.nn.LayerNorm`: weight 1 and bias 0. Nothing is drawn.
+
+    Args:
+      normalized_shape: of the parameters.
+      bias: whether there is one.
+      dtype: of the parameters.
+
+    Returns:
+      torch's parameters under torch's names.
 
     Example:
       >>> layer_norm((2,))
@@ -322,6 +400,16 @@ def embedding(
     dtype: type = np.float32,
 ) -> Weights:
     """`torch.nn.Embedding`: weight [num_embeddings, embedding_dim], N(0, 1), with zeros in the padding's row.
+
+    Args:
+      generator: what to draw from.
+      num_embeddings: rows.
+      embedding_dim: numbers of a row.
+      padding_idx: the padding's row, from the end where it is negative; None for none.
+      dtype: float32 or float64.
+
+    Returns:
+      `{"weight": array}`.
 
     Raises:
       ValueError: no such row.

@@ -53,7 +53,11 @@ class Generator:
         self._partner: float | None = None  # normal numbers come in pairs; the second one waits here
 
     def get_state(self) -> np.ndarray:
-        """`torch.get_rng_state()`: 5,056 bytes that `torch.set_rng_state` takes."""
+        """`torch.get_rng_state()`: where the generator is.
+
+        Returns:
+          5,056 bytes, uint8, that `torch.set_rng_state` takes.
+        """
         twister = self._bits.state["state"]
         at = int(twister["pos"])
         waiting = self._partner is not None
@@ -94,7 +98,18 @@ class Generator:
         self._partner = partner if waiting else None
 
     def rand(self, shape: Shape, dtype: type = np.float32) -> np.ndarray:
-        """`torch.rand(shape)`: uniform in [0, 1), 24 bits of one word in float32, 53 bits of two in float64."""
+        """`torch.rand(shape)`: uniform in [0, 1), 24 bits of one word in float32, 53 bits of two in float64.
+
+        Args:
+          shape: of the array, a whole number or several.
+          dtype: float32 or float64.
+
+        Returns:
+          An array of the shape and dtype.
+
+        Raises:
+          ValueError: another dtype.
+        """
         return self.uniform(shape, dtype=dtype)
 
     def uniform(self, shape: Shape, a: float = 0.0, b: float = 1.0, dtype: type = np.float32) -> np.ndarray:
@@ -163,6 +178,14 @@ class Generator:
     def randint(self, low: int, high: int, shape: Shape) -> np.ndarray:
         """`torch.randint(low, high, shape)`: int64 from low up to high - 1.
 
+        Args:
+          low: the least number.
+          high: one more than the largest.
+          shape: of the array, a whole number or several.
+
+        Returns:
+          An int64 array of the shape.
+
         Raises:
           ValueError: low >= high, or a range that is not within int64.
         """
@@ -173,11 +196,21 @@ class Generator:
         return ((words % np.uint64(high - low)) + np.uint64(low % (1 << 64))).view(np.int64).reshape(shape)
 
     def random(self) -> int:
-        """`int(torch.empty((), dtype=torch.int64).random_())`: 63 bits, of which torch makes seeds."""
+        """`int(torch.empty((), dtype=torch.int64).random_())`: 63 bits, of which torch makes seeds.
+
+        Returns:
+          A Python int.
+        """
         return int(self._words64(1)[0]) & ((1 << 63) - 1)
 
     def randperm(self, n: int) -> np.ndarray:
         """`torch.randperm(n)`: the numbers from 0 to n - 1, int64, in random order.
+
+        Args:
+          n: how many.
+
+        Returns:
+          An int64 array [n].
 
         Raises:
           ValueError: n is negative, or 214,748,364 or more.

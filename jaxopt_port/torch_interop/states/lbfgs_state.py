@@ -38,7 +38,7 @@ def load(state: OptState, state_dict: Mapping[str, Any], known: Sequence[Paramet
     slots: LBFGSState = state.slots
     stored, rows = len(found.get("ro") or ()), slots.ro.shape[0]
     if stored > rows:
-        raise ValueError(f"the state has a history of {stored}, history_size is {rows}")
+        raise ValueError(f"the state has a history of {stored}, history_size is {rows}: the file is damaged")
 
     leaves = jax.tree.leaves(params)
     covered = {leaf for parameter in known for leaf in parameter.leaves}
@@ -108,7 +108,10 @@ def _to_flax(x: np.ndarray, known: Sequence[Parameter], params: Any) -> np.ndarr
     width = [2 if jnp.iscomplexobj(leaf) else 1 for leaf in leaves]  # complex numbers are pairs
     sizes = [sum(leaves[leaf].size * width[leaf] for leaf in parameter.leaves) for parameter in known]
     if x.shape != (sum(sizes),):
-        raise ValueError(f"a vector of the state is {list(x.shape)}, the parameters have {sum(sizes)} numbers")
+        raise ValueError(
+            f"a vector of the state is {list(x.shape)}, the parameters have {sum(sizes)} numbers: params or the "
+            "mapping is not what the state dict was made with"
+        )
     parts: dict[int, np.ndarray] = {}
     for parameter, array in zip(known, np.split(x, np.cumsum(sizes)[:-1]), strict=True):
         pieces = np.split(array, len(parameter.leaves))

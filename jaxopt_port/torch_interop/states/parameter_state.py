@@ -75,7 +75,8 @@ def _to_flax(name: str, parameter: Parameter, part: int, state: State) -> np.nda
 def _found(name: str, parameter: Parameter, state: State) -> np.ndarray:
     if state.get(name) is None:
         raise ValueError(
-            f"the state of parameter {parameter.name!r} has no {name!r}, which the options of its group ask for"
+            f"the state of parameter {parameter.name!r} has no {name!r}, which the options of its group ask for: the "
+            "state dict is not whole"
         )
     return as_array(state[name])
 
@@ -112,7 +113,7 @@ def _factors(parameter: Parameter, slot: Any) -> dict[str, str]:
 def _array(x: np.ndarray, like: jax.Array) -> jax.Array:
     """A copy as an array of the dtype of `like`; of its own where that is a 16-bit one, which some keep moments in."""
     if np.iscomplexobj(x) and not jnp.iscomplexobj(like):
-        raise ValueError("a state is complex, its parameter is not")
+        raise ValueError(f"a state is {x.dtype}, its parameter {like.dtype}: give params in torch's dtype")
     short = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < np.float32().itemsize
     with float64():  # NumPy copies at once: JAX's own copy may come after torch's next step in place
         return jnp.asarray(np.array(x, x.dtype if short else like.dtype))
@@ -165,7 +166,7 @@ def check_numbers(key: str, x: np.ndarray, where: str) -> None:
     if key in NOT_NEGATIVE and (reals < 0).any():
         raise ValueError(f"{key!r} in {where} has {reals.min()}, which is never negative: the file is damaged")
     if key == "step" and x % 1 != 0:
-        raise ValueError(f"{key!r} in {where} is {x}, which is no count of steps")
+        raise ValueError(f"{key!r} in {where} is {x}, which is no count of steps: the file is damaged")
 
 
 def _shape(key: str, parameter: Parameter) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from jaxopt_port.number import is_number, to_number
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.torch_interop.files.as_array import as_array
 from jaxopt_port.torch_interop.states.state_dict import exported_groups
-from jaxopt_port.torch_interop.states.torch_groups import SCHEDULED, default_options
+from jaxopt_port.torch_interop.states.torch_groups import ADDED_BY_SCHEDULERS, default_options
 
 FUNCTIONS = ("lr_lambdas", "_scale_fn_custom")
 # What is in our state and not in torch's.
@@ -77,10 +77,15 @@ def load_scheduler(
             "optimizer.state_dict(), such as checkpoint['optimizer']"
         )
     groups = optimizer_state_dict["param_groups"]
-    added = [{key: to_number(as_array(group[key]).item()) for key in SCHEDULED if key in group} for group in groups]
+    added = [
+        {key: to_number(as_array(group[key]).item()) for key in ADDED_BY_SCHEDULERS if key in group} for group in groups
+    ]
     count = len(scheduler.init(state)[0]["param_groups"])
     if count < len(groups):
-        raise ValueError(f"the optimizer's state dict has {len(groups)} parameter groups, the state {count}")
+        raise ValueError(
+            f"the optimizer's state dict has {len(groups)} parameter groups, the state {count}: pass the state that "
+            "load_optimizer made of it"
+        )
     added += [{} for _ in range(count - len(groups))]  # of parameters that torch's optimizer does not have
     sched, _ = scheduler.init(state, after={"param_groups": added})
     own = {key: value for key, value in sched.items() if key not in OURS}
@@ -184,13 +189,19 @@ def _loaded(scheduler: Scheduler, s: Sched, state_dict: Mapping[str, Any], rates
         new = state_dict[key]
         if key == "_schedulers":
             if len(new) != len(old):
-                raise ValueError(f"the state dict is of a {scheduler.name} of {len(new)} schedulers, not of {len(old)}")
+                raise ValueError(
+                    f"the state dict is of a {scheduler.name} of {len(new)} schedulers, not of {len(old)}: make it "
+                    "with torch's arguments"
+                )
             parts = zip(scheduler.options[key], old, new, strict=True)
             loaded[key] = [_loaded(part, one, theirs, rates) for part, one, theirs in parts]
         elif not isinstance(old, list):
             loaded[key] = _array(new, old)
         elif len(new) != groups:
-            raise ValueError(f"{key} of the state dict has {len(new)} values, the optimizer {groups} parameter groups")
+            raise ValueError(
+                f"{key} of the state dict has {len(new)} values, the optimizer {groups} parameter groups: pass the "
+                "state dicts of one run"
+            )
         else:
             loaded[key] = [_array(x, was) for x, was in zip(new, old, strict=False)] + old[groups:]
     return loaded

@@ -25,7 +25,7 @@ MATRICES = "weight_dimension_numbers"  # Muon's argument for what are rows and c
 FACTORED = "factored_axes"  # Adafactor's for what it factors
 OURS = ("param_groups", MATRICES, FACTORED)  # what a factory takes and torch has not
 # What torch's schedulers add to the groups.
-SCHEDULED = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
+ADDED_BY_SCHEDULERS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
 # What an old state dict may lack: torch's __setstate__ adds it, with the value that is our default. A group with
 # `foreach` is of torch 1.12 or later, which wrote those of the first line always: RAdam's group differs from Adam's
 # in its lack of `amsgrad` alone.
@@ -137,7 +137,10 @@ def _factored_axes(inside: Sequence[Parameter]) -> tuple[int, int] | None:
 def _dimension_numbers(inside: Sequence[Parameter]) -> MuonDimensionNumbers | None:
     apart = [parameter.name for parameter in inside if len(parameter.entries) > 1]
     if apart:
-        raise ValueError(f"Muon makes {apart[0]!r} orthogonal as one matrix, and it is several arrays here")
+        raise ValueError(
+            f"Muon makes {apart[0]!r} orthogonal as one matrix, and it is several arrays here: keep it as one, or "
+            "start muon with the weights alone"
+        )
     lie = {parameter.entries[0].layout.torch_axes: parameter.name for parameter in inside}
     if len(lie) > 1:
         raise ValueError(
@@ -152,7 +155,7 @@ def _dimension_numbers(inside: Sequence[Parameter]) -> MuonDimensionNumbers | No
 def keys_of_users(factory: Callable[..., Optimizer], state_dict: Mapping[str, Any]) -> list[str]:
     """What the groups have that neither the optimizer nor torch's schedulers put there, as timm's `lr_scale`."""
     hints = {hint for hints in HINTS.values() for hint in hints}
-    known = {*_arguments(factory), *default_options(factory()), *hints, *SCHEDULED, "params", "param_names"}
+    known = {*_arguments(factory), *default_options(factory()), *hints, *ADDED_BY_SCHEDULERS, "params", "param_names"}
     return [
         key for key in dict.fromkeys(key for group in state_dict["param_groups"] for key in group) if key not in known
     ]

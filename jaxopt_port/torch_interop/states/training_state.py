@@ -65,6 +65,9 @@ def grad_scaler_state_dict(scaler: GradScaler, state: GradScalerState) -> dict[s
       scaler: the scaler.
       state: its state.
 
+    Returns:
+      torch's dict of numbers.
+
     Example:
       >>> scaler = GradScaler(init_scale=8.0)
       >>> grad_scaler_state_dict(scaler, scaler.init())["scale"]
@@ -134,6 +137,9 @@ def averaged_model_state_dict(
 
     Returns:
       Arrays by torch's names.
+
+    Raises:
+      ValueError: what `layout.to_torch` raises.
 
     Example:
       >>> from jaxopt_port.swa_utils import averaged_model

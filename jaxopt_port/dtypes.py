@@ -1,4 +1,4 @@
-"""The dtypes that averages, clipping and scaling compute in. Spelled out, so that JAX's strict promotion takes them."""
+"""The dtypes that torch computes in. Spelled out, so that JAX's strict promotion takes them."""
 
 from collections.abc import Iterable
 from functools import reduce
@@ -7,6 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+
+def is_gradient(g: Any) -> bool:
+    """Not None, nor the float0 that `jax.grad` gives for an integer."""
+    return g is not None and g.dtype != jax.dtypes.float0
 
 
 def is_inexact(g: Any) -> bool:
