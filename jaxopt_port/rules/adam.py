@@ -13,7 +13,7 @@ from jaxopt_port.factory import factory
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule
-from jaxopt_port.rules.tensor_ops import add_weight_decay, lerp, moving_square, rounded
+from jaxopt_port.rules.tensor_ops import add_weight_decay, lerp, moving_square, over, rounded
 from jaxopt_port.scalars import Scalar, check_at_least_0, check_betas, check_lr
 
 
@@ -46,7 +46,7 @@ def update(p: jax.Array, g: jax.Array, s: AdamState, c: SimpleNamespace) -> tupl
     exp_avg = lerp(s.exp_avg, g, c.weight1)
     exp_avg_sq = moving_square(s.exp_avg_sq, g, c.beta2, c.weight2)
     largest = None if s.max_exp_avg_sq is None else jnp.maximum(s.max_exp_avg_sq, exp_avg_sq)
-    denom = jnp.sqrt(exp_avg_sq if largest is None else largest) / c.bias_correction2_sqrt + c.eps
+    denom = over(jnp.sqrt(exp_avg_sq if largest is None else largest), c.bias_correction2_sqrt) + c.eps
     return p + c.neg_step_size * exp_avg / denom, AdamState(exp_avg, exp_avg_sq, largest)
 
 

@@ -12,7 +12,7 @@ from jaxopt_port.factory import factory
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule
-from jaxopt_port.rules.tensor_ops import add_weight_decay, lerp, moving_square, rounded
+from jaxopt_port.rules.tensor_ops import add_weight_decay, lerp, moving_square, over, rounded
 from jaxopt_port.scalars import Scalar, check_at_least_0, check_betas, check_lr
 
 
@@ -48,7 +48,7 @@ def update(p: jax.Array, g: jax.Array, s: NAdamState, c: SimpleNamespace) -> tup
         g = add_weight_decay(g, p, c.weight_decay)
     exp_avg = lerp(s.exp_avg, g, c.weight1)
     exp_avg_sq = moving_square(s.exp_avg_sq, g, c.beta2, c.weight2)
-    denom = jnp.sqrt(exp_avg_sq / c.bias_correction2) + c.eps
+    denom = jnp.sqrt(over(exp_avg_sq, c.bias_correction2)) + c.eps
     p = p + c.g_step_size * g / denom
     return p + c.m_step_size * exp_avg / denom, NAdamState(exp_avg, exp_avg_sq)
 

@@ -11,7 +11,7 @@ from jaxopt_port.factory import factory
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule
-from jaxopt_port.rules.tensor_ops import add_weight_decay, lerp, moving_square, rounded
+from jaxopt_port.rules.tensor_ops import add_weight_decay, lerp, moving_square, over, rounded
 from jaxopt_port.scalars import Scalar, check_at_least_0, check_betas, check_lr
 
 
@@ -49,7 +49,7 @@ def update(p: jax.Array, g: jax.Array, s: RAdamState, c: SimpleNamespace) -> tup
         g = add_weight_decay(g, p, c.weight_decay)
     exp_avg = lerp(s.exp_avg, g, c.weight1)
     exp_avg_sq = moving_square(s.exp_avg_sq, g, c.beta2, c.weight2)
-    plain = exp_avg / c.bias_correction1 * c.lr
+    plain = over(exp_avg, c.bias_correction1) * c.lr
     # torch divides a number by a tensor as the tensor's reciprocal times the number
     adaptive = 1 / (jnp.sqrt(exp_avg_sq) + c.eps) * c.bias_correction2_sqrt
     step = jnp.where(c.rectified, plain * adaptive * c.rect, plain)
