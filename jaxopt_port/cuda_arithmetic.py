@@ -158,7 +158,7 @@ def _apply(name: str, eqn: Any, ins: Sequence[Value]) -> Value:
     operation, is_float32 = eqn.primitive.name, eqn.outvars[0].aval.dtype == jnp.float32
     if operation == "select_n" and is_float32 and not all(isinstance(x, Known) for x in ins):
         return Choice(ins[0].array, ins[1:])
-    is_number = all(x.is_number for x in ins)
+    is_number = all(x.is_number for x in (ins[1:] if operation == "select_n" else ins))
     if operation in ROUND_NOTHING or not jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.inexact):
         return Known(eqn.primitive.bind(*(x.array for x in ins), **eqn.params), is_number)
     if operation == "square" or (operation == "integer_pow" and eqn.params["y"] == 2):

@@ -36,3 +36,12 @@ def times(x: jax.Array, number: Any) -> jax.Array:
     """An array times a number, as torch has it: 16 bits are computed in float32 and rounded once."""
     wide = widened(x.dtype)
     return (x.astype(wide) * jnp.asarray(number, wide)).astype(x.dtype)
+
+
+def with_room(x: jax.Array, divisor: jax.Array) -> jax.Array:
+    """`x`, but 2^-64 of it where the reciprocal of the divisor is subnormal, which XLA takes for zero on a CPU.
+
+    A quotient stays what it is where both its numbers have the same divisor.
+    """
+    wide = widened(divisor.dtype)
+    return jnp.where(divisor.astype(wide) > 0.5 / jnp.finfo(wide).tiny, times(x, 2.0**-64), x)

@@ -10,6 +10,7 @@ import optax
 from jaxopt_port.lift import lift
 from jaxopt_port.optimizer import Optimizer, called, described
 from jaxopt_port.rule import Rule
+from jaxopt_port.scalars import check_form
 
 F = TypeVar("F", bound=Callable[..., Optimizer])
 
@@ -72,6 +73,8 @@ def factory(rule: Rule, **fixed: Any) -> Callable[[F], F]:
         def make(*args: Any, **kwargs: Any) -> Optimizer:
             bound = _bind(rule.name, signature, args, kwargs)
             options = {**bound.arguments, **fixed}
+            for name in set(rule.live) & signature.parameters.keys():
+                check_form(name, options[name], signature.parameters[name].default)
             return lift(rule, options, options.pop("param_groups"))
 
         return make  # pyright: ignore[reportReturnType]

@@ -19,7 +19,7 @@ from jaxopt_port.number import to_number
 from jaxopt_port.optimizer import Algorithm, Optimizer, OptState, called, check_state
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule, as_complex, as_real, compute_dtype, is_sparse, step_leaf
-from jaxopt_port.scalars import check_numbers, is_known, is_on, x64_for
+from jaxopt_port.scalars import check_form, check_numbers, is_known, is_on, x64_for
 from jaxopt_port.sharding import abstract, is_abstract, on_devices_of
 
 Tree = Any
@@ -357,6 +357,8 @@ def _merge(rule: Rule, options: Mapping[str, Any], group: ParamGroup) -> dict[st
     unknown = [name for name in group.options if name not in options]
     if unknown:
         raise ValueError(f"{group} has unknown options: {', '.join(unknown)}. Known are: {', '.join(options)}")
+    for name in rule.live:
+        check_form(name, group.options.get(name, options[name]), options[name])
     return {**options, **{name: value for name, value in group.options.items() if name not in rule.common}}
 
 

@@ -52,9 +52,21 @@ def check_numbers(options: Mapping[str, Any], live: Sequence[str]) -> None:
     """Raise for a live option that is neither a number nor some numbers. A None may stand among some."""
     for name in live:
         value = options[name]
-        numbers = [x for x in value if x is not None] if isinstance(value, tuple) else [value]
-        if name != "lr" and not all(isinstance(x, NUMBER) for x in numbers):  # check_one_element says more of an lr
-            raise TypeError(f"{name} must be a number, or some where the default is some, not {value!r}")
+        for x in value if isinstance(value, tuple) else [value]:
+            if name != "lr" and (x is not None or not isinstance(value, tuple)):  # check_one_element says more of an lr
+                check_number(name, x)
+
+
+def check_number(name: str, value: Any) -> None:
+    """Raise for an option that is not one number."""
+    if not isinstance(value, NUMBER) or np.size(value) != 1 or np.iscomplexobj(value):
+        raise TypeError(f"{name} must be a number, or some where the default is some, not {value!r}")
+
+
+def check_form(name: str, value: Any, like: Any) -> None:
+    """Raise for an option that is some numbers where another value of it is one."""
+    if name != "lr" and isinstance(like, NUMBER) and isinstance(value, list | tuple):
+        raise TypeError(f"{name} must be a number, not {value!r}")
 
 
 def check_pair(name: str, value: Any) -> None:
@@ -82,6 +94,7 @@ def check_lr(lr: Scalar) -> None:
 
 def check_at_least_0(what: str, value: Scalar) -> None:
     """Raise torch's `Invalid {what}: {value}` unless value >= 0 (NaN is refused too)."""
+    check_number(what, value)
     if is_known(value) and not value >= 0.0:
         raise ValueError(f"Invalid {what}: {value}")
 

@@ -24,7 +24,7 @@ from jaxopt_port.dtypes import times, widened
 from jaxopt_port.lr_scheduler import swalr as swalr
 from jaxopt_port.optimizer import described
 from jaxopt_port.rule import as_complex, as_real
-from jaxopt_port.rules.tensor_ops import lerp, rounded
+from jaxopt_port.rules.tensor_ops import lerp, over, rounded
 from jaxopt_port.scalars import float64
 
 Tree = Any
@@ -273,8 +273,7 @@ def _swa(averaged: jax.Array, current: jax.Array, n_averaged: jax.Array) -> jax.
     way, number = (new - old).astype(dtype), (n_averaged + 1).astype(dtype)
     if jnp.iscomplexobj(averaged):  # torch divides complex numbers by way of the reciprocal
         return as_complex(averaged, old + rounded(way * (1 / number)))
-    # A divisor that is the same for all elements XLA would replace by its reciprocal.
-    return old.astype(dtype) + way / jnp.where(jnp.isnan(way), way, number)
+    return old.astype(dtype) + over(way, number)
 
 
 def _swa_by_lerp(averaged: jax.Array, current: jax.Array, n_averaged: jax.Array) -> jax.Array:

@@ -129,6 +129,22 @@ def test_powers_that_are_subnormal(dtype, norm_type):
             assert_near(norm(jnp.asarray(g)), expected, eps=8 + apart)
 
 
+@pytest.mark.parametrize("norm_type", [1.0, float("inf")])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "complex64"])
+def test_norms_whose_reciprocal_is_subnormal(dtype, norm_type):
+    """Their gradients became zeros, or NaN where the maximum is infinite."""
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    grads = [(0.4 * float(jnp.finfo(kind).max) * np.array(part)).astype(kind) for part in ([0.9, -1e-3, 0.0], [0.3])]
+    for max_norm in (1.0, 1e30, float("inf")):
+        total, expected = theirs(torch.nn.utils.clip_grad_norm_, grads, max_norm, norm_type)
+        assert np.isfinite(float(total))
+        with jax.enable_x64(dtype == "float64"):
+            for clip in (optim.clip_grad_norm, jax.jit(optim.clip_grad_norm, static_argnums=2)):
+                actual, _ = clip(list(map(jnp.asarray, grads)), max_norm, norm_type)
+                for one, other in zip(actual, expected, strict=True):
+                    assert_near(one, other, eps=16)  # a subnormal reciprocal of torch's has lost some bits
+
+
 def test_nothing_to_clip():
     assert optim.clip_grad_norm({"a": None}, 1.0) == ({"a": None}, 0.0)
     assert optim.get_total_norm(()).dtype == jnp.float32
@@ -170,6 +186,14 @@ def test_clip_value(mix, clip_value):
             for one, other in zip(actual[:-1], expected[:-1], strict=True):
                 assert one.dtype == other.dtype
                 np.testing.assert_array_equal(np.asarray(one, np.float64), other.astype(np.float64))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.int32, np.bool_, np.float16])
+def test_limits_of_any_dtype(kind):
+    """The negative of an unsigned 1 is 255."""
+    grads = [np.array([3.0, -4.0, 0.5], np.float32)]
+    _, expected = theirs(torch.nn.utils.clip_grad_value_, grads, 1.0)
+    assert_same_bits(optim.clip_grad_value(list(map(jnp.asarray, grads)), kind(1)), expected)
 
 
 def test_what_torch_does_not_clip_either():

@@ -110,6 +110,22 @@ def test_what_a_torch_user_may_write(call, error, message):
         call()
 
 
+@pytest.mark.parametrize("name", optim.optimizers)
+def test_options_that_are_not_one_number(name):
+    """ASGD stepped by a vector of t0, L-BFGS with a tolerance of None never came to an end by it."""
+    make = optim.optimizers[name]
+    for option, parameter in inspect.signature(make).parameters.items():
+        if option == "lr" or not isinstance(parameter.default, float):
+            continue
+        for wrong in ((0.5, 0.5), [0.5], np.array([0.5, 0.4]), jnp.array([0.5, 0.4]), None, "0.5", 0.5j, {}):
+            with pytest.raises(TypeError, match=f"{option.replace('_', '.')}.* must be a number, .*not "):
+                make(**{option: wrong})
+            if name in RULES and option != "initial_accumulator_value":  # which torch takes from the first group
+                options: Any = {option: wrong}
+                with pytest.raises((TypeError, ValueError), match=option.replace("_", ".")):
+                    make(param_groups=[optim.ParamGroup("w", **options)])
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_a_gradient_tree_of_another_shape(name):
     optimizer = make(name)

@@ -103,9 +103,10 @@ def test_in_scan():
     assert optim.get_hyper(end[1])[0]["lr"] == 0.1
 
 
-@pytest.mark.parametrize("scale", [65536.0, 3.0, 1e-3, 1.0])
+@pytest.mark.parametrize("scale", [65536.0, 3.0, 1e-3, 1.0, 2.0**127])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 def test_unscale_and_scale_have_torchs_bits(dtype, scale):
+    """The reciprocal of the largest scale is subnormal: with it all gradients became 0, and none of them infinite."""
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
     values = np.random.default_rng(0).standard_normal(400).astype(kind)
     scaler = torch.amp.GradScaler("cpu", init_scale=scale)
@@ -115,6 +116,7 @@ def test_unscale_and_scale_have_torchs_bits(dtype, scale):
             actual, expected = ours.scale(ours.init(), to_numpy(outputs)), to_numpy(scaler.scale(outputs))
             assert actual.dtype == expected.dtype
             assert_same_bits(actual, expected)
+    values = (values.astype(np.float64) * min(scale, 2.0**120)).astype(kind)
     p = torch.nn.Parameter(to_torch(values))
     p.grad = to_torch(values)
     scaler.unscale_(torch.optim.SGD([p]))

@@ -19,9 +19,10 @@ import pytest
 from jax.experimental.sparse import BCOO
 
 import jaxopt_port
+from jaxopt_port.rules.tensor_ops import over
 from tests.exact.compare import CLOSURES
 from tests.exact.conftest import selected_names
-from tests.helpers import eps_apart
+from tests.helpers import assert_same_bits, eps_apart
 
 torch = pytest.importorskip("torch")
 from tests import oracle  # noqa: E402
@@ -103,6 +104,28 @@ def test_as_near_to_torch_as_torch_to_itself(
     with jax.enable_x64(dtype == "float64"):
         ours = _trajectory(name, kwargs, start, grads, sparse)
     assert eps_apart(ours, theirs) <= max(FACTOR.get(name, 1.0) * from_itself, LEAST)
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="torch runs without AVX2")
+def test_fused_alike_float32_has_torchs_bits(tmp_path: Path) -> None:
+    """These divide by a bias correction, where XLA would multiply by its reciprocal."""
+    names, lines = ["adam", "adamw", "nadam", "radam"], tmp_path / "lines"
+    command = [sys.executable, "-m", "tests.exact.compare", "--ordinary", "--dtype", "float32", "--optimizer", *names]
+    command += ["--long", "10", "--only", "10 steps", "--json", str(lines)]
+    subprocess.run(command, cwd=Path(__file__).parents[1], env={**os.environ, "JAX_PLATFORMS": "cpu"}, check=True)
+    found = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [each["optimizer"] for each in found] == names
+    assert all(each["values"] > 0 for each in found)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="a GPU's float32 division is an ulp off")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_division_by_one_number_is_no_product(dtype: str) -> None:
+    x = np.random.default_rng(0).standard_normal(10_000).astype(dtype)
+    x[:5] = [0.0, -0.0, np.inf, -np.inf, np.nan]
+    with jax.enable_x64(dtype == "float64"), np.errstate(invalid="ignore"):
+        for number in np.array([0.3, 1 - 0.999**0.5, 0.7, np.inf], dtype):
+            assert_same_bits(jax.jit(over)(x, number), x / number)
 
 
 def _trajectory(name: str, kwargs: dict[str, Any], start: np.ndarray, grads: np.ndarray, sparse: bool) -> np.ndarray:

@@ -30,6 +30,7 @@ from jaxopt_port.closure.placement import Make, abstract_like, check_like_params
 from jaxopt_port.closure.stop import Stop, first_of, or_non_finite
 from jaxopt_port.number import to_float64, to_number
 from jaxopt_port.optimizer import Algorithm, OptState, called, check_state
+from jaxopt_port.scalars import check_number
 from jaxopt_port.sharding import abstract, is_abstract, on_devices_of, sharded_as
 
 if TYPE_CHECKING:
@@ -140,6 +141,8 @@ class ClosureAlgorithm(Algorithm):
     def __init__(self, live: Mapping[str, Any], **static: Any):
         from jaxopt_port.closure.program import Traces  # here, since it imports jax.extend, which takes long
 
+        for option, value in live.items():
+            check_number(option, value)
         self.live, self.static, self.traces = dict(live), static, Traces()
         self.has_begun = False  # whether `init` was called, see check_fresh
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_port.dtypes import is_inexact, promoted, times, widened
+from jaxopt_port.dtypes import is_inexact, promoted, times, widened, with_room
 from jaxopt_port.optimizer import described
 from jaxopt_port.rule import is_sparse
 from jaxopt_port.scalars import NUMBER, Scalar, float64, is_known
@@ -120,9 +120,9 @@ def clip_grads_with_norm(grads: Tree, max_norm: Scalar, total_norm: Scalar) -> T
     with float64():
         total_norm = jnp.asarray(total_norm, getattr(total_norm, "dtype", jnp.float32))
         # In torch a number over a tensor is the tensor's reciprocal times the number.
-        coefficient = times(1 / _plus(total_norm, 1e-6), max_norm)
-        coefficient = jnp.minimum(coefficient, jnp.ones_like(total_norm))
-        return _map(lambda g: times(g, coefficient), grads)
+        coefficient = times(1 / with_room(_plus(total_norm, 1e-6), total_norm), max_norm)
+        coefficient = jnp.minimum(coefficient, 1 / with_room(jnp.ones_like(total_norm), total_norm))
+        return _map(lambda g: times(with_room(g, total_norm), coefficient), grads)
 
 
 def clip_grad_value(grads: Tree, clip_value: Scalar) -> Tree:
@@ -151,7 +151,7 @@ def clip_grad_value(grads: Tree, clip_value: Scalar) -> Tree:
     if any(jnp.iscomplexobj(g) for g in _gradients(grads)):
         raise NotImplementedError("clamp is not supported for complex types: use clip_grad_norm")
     with float64():
-        limit = jnp.asarray(clip_value)
+        limit = jnp.asarray(clip_value, jnp.float64)  # of an unsigned integer there is no negative one
         return _map(lambda g: jnp.minimum(jnp.maximum(g, (-limit).astype(g.dtype)), limit.astype(g.dtype)), grads)
 
 

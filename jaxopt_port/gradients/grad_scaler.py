@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxopt_port.dtypes import is_inexact, times, widened
+from jaxopt_port.dtypes import is_inexact, times, widened, with_room
 from jaxopt_port.optimizer import Optimizer, described
 from jaxopt_port.scalars import NUMBER, Scalar, float64, is_known
 
@@ -146,9 +146,10 @@ class GradScaler:
         if any(g.dtype == jnp.float16 for g in leaves):
             raise ValueError("Attempting to unscale FP16 gradients. Keep the parameters in float32, cast in the loss.")
         with float64():
-            inverse = (1 / state.scale.astype(jnp.float64)).astype(jnp.float32)
+            scale = state.scale
+            inverse = (1 / with_room(scale, scale).astype(jnp.float64)).astype(jnp.float32)
             found_inf = jnp.any(jnp.array([False, *(~jnp.isfinite(g).all() for g in leaves)]))
-            return jax.tree.map(lambda g: times(g, inverse) if is_inexact(g) else g, grads), found_inf
+            return jax.tree.map(lambda g: times(with_room(g, scale), inverse) if is_inexact(g) else g, grads), found_inf
 
     def step(
         self,

@@ -381,7 +381,7 @@ def spread(groups: Groups, value: Any, wrong: str) -> list[Any]:
     if len(value) == len(groups) - len(frozen):
         given = iter(value)
         return [value[0] if group[FROZEN] else next(given) for group in groups]  # any, where nothing steps
-    order = "group 0 is the default group, then come the ParamGroups in order"
+    order = "group 0 is the default group, which counts also where it is empty, then come the ParamGroups in order"
     if frozen:
         order += f"; frozen, to be counted or left out together: {', '.join(map(str, frozen))}"
     raise ValueError(f"{wrong.format(len(value), len(groups))} ({order})")

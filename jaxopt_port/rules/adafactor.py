@@ -100,8 +100,8 @@ def check_param(p: jax.Array, options: SimpleNamespace) -> None:
         outside = [axis for axis in options.factored_axes if not -p.ndim <= axis < p.ndim]
         if outside or len({axis % p.ndim for axis in options.factored_axes}) == 1:
             raise ValueError(
-                f"factored_axes {options.factored_axes} does not fit a parameter with size {list(p.shape)}: they must be "
-                "two different axes of it"
+                f"factored_axes {options.factored_axes} does not fit a parameter with size {list(p.shape)}: they must "
+                "be two different axes of it"
             )
     if jnp.iscomplexobj(p):
         raise RuntimeError("Adafactor does not support complex parameters")

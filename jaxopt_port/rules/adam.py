@@ -13,7 +13,7 @@ from jaxopt_port.factory import factory
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule, Scalars, ScalarState
-from jaxopt_port.rules.tensor_ops import decayed, lerp, moving_square
+from jaxopt_port.rules.tensor_ops import decayed, lerp, moving_square, over
 from jaxopt_port.scalars import Scalar, check_moments
 
 
@@ -43,7 +43,7 @@ def update(p: jax.Array, g: jax.Array, slot: AdamState, c: SimpleNamespace) -> t
     exp_avg = lerp(slot.exp_avg, g, c.weight1)
     exp_avg_sq = moving_square(slot.exp_avg_sq, g, c.beta2, c.weight2)
     maximum = None if slot.max_exp_avg_sq is None else jnp.maximum(slot.max_exp_avg_sq, exp_avg_sq)
-    denom = jnp.sqrt(exp_avg_sq if maximum is None else maximum) / c.bias_correction2_sqrt + c.eps
+    denom = over(jnp.sqrt(exp_avg_sq if maximum is None else maximum), c.bias_correction2_sqrt) + c.eps
     return p + c.neg_step_size * exp_avg / denom, AdamState(exp_avg, exp_avg_sq, maximum)
 
 

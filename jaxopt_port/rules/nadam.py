@@ -12,7 +12,7 @@ from jaxopt_port.factory import factory
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule, Scalars, ScalarState
-from jaxopt_port.rules.tensor_ops import decayed, lerp, moving_square
+from jaxopt_port.rules.tensor_ops import decayed, lerp, moving_square, over
 from jaxopt_port.scalars import Scalar, check_at_least_0, check_moments
 
 
@@ -47,7 +47,7 @@ def update(p: jax.Array, g: jax.Array, slot: NAdamState, c: SimpleNamespace) -> 
     p, g = decayed(p, g, c)
     exp_avg = lerp(slot.exp_avg, g, c.weight1)
     exp_avg_sq = moving_square(slot.exp_avg_sq, g, c.beta2, c.weight2)
-    denom = jnp.sqrt(exp_avg_sq / c.bias_correction2) + c.eps
+    denom = jnp.sqrt(over(exp_avg_sq, c.bias_correction2)) + c.eps
     p = p + c.g_step_size * g / denom
     return p + c.m_step_size * exp_avg / denom, NAdamState(exp_avg, exp_avg_sq)
 

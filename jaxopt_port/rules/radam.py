@@ -11,7 +11,7 @@ from jaxopt_port.factory import factory
 from jaxopt_port.optimizer import Optimizer
 from jaxopt_port.param_groups import ParamGroup
 from jaxopt_port.rule import Rule, Scalars, ScalarState
-from jaxopt_port.rules.tensor_ops import decayed, lerp, moving_square, rounded
+from jaxopt_port.rules.tensor_ops import decayed, lerp, moving_square, over, rounded
 from jaxopt_port.scalars import Scalar, check_moments
 
 
@@ -46,7 +46,7 @@ def update(p: jax.Array, g: jax.Array, slot: RAdamState, c: SimpleNamespace) -> 
     p, g = decayed(p, g, c)
     exp_avg = lerp(slot.exp_avg, g, c.weight1)
     exp_avg_sq = moving_square(slot.exp_avg_sq, g, c.beta2, c.weight2)
-    plain = exp_avg / c.bias_correction1 * c.lr
+    plain = over(exp_avg, c.bias_correction1) * c.lr
     # torch divides a number by a tensor as the tensor's reciprocal times the number
     adaptive = 1 / (jnp.sqrt(exp_avg_sq) + c.eps) * c.bias_correction2_sqrt
     step = jnp.where(c.rectified, plain * adaptive * c.rect, plain)

@@ -46,6 +46,14 @@ def stored(x: jax.Array, by: jax.Array, c: SimpleNamespace) -> jax.Array:
     return x / jnp.where(by > 0, c.one, c.another_one)
 
 
+def over(x: jax.Array, number: jax.Array) -> jax.Array:
+    """`x / number`, rounded once: by a divisor that is the same for all elements XLA multiplies, by its reciprocal.
+
+    So it is another for those that are NaN, which divided by anything they stay.
+    """
+    return x / jnp.where(jnp.isnan(x), jnp.ones_like(number), number)
+
+
 def lerp(start: jax.Array, end: jax.Array, weight: jax.Array) -> jax.Array:
     """`start + weight * (end - start)`, from the nearer end: torch changes the form at weight 0.5."""
     near_start = jnp.abs(weight) < 0.5

@@ -46,7 +46,8 @@ def in_settings(module: str, argv: Sequence[str], settings: Mapping[str, str] = 
 
 def main(argv: Sequence[str]) -> int:
     args = _parse(argv)
-    in_settings("tests.exact.compare", argv)
+    if not args.ordinary:
+        in_settings("tests.exact.compare", argv)
     return _compare(args)
 
 
@@ -60,6 +61,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--torchs-sqrt", action="store_true", help="torch's square root as it is, which can be 1 ulp off"
     )
+    parser.add_argument("--ordinary", action="store_true", help="without the settings: both sides may fuse and rewrite")
     parser.add_argument("--json", help="write a line for every configuration to this file")
     return parser.parse_args(argv)
 

@@ -83,8 +83,12 @@ def test_one_entry_for_every_group_or_an_error_that_says_which_do_not_step(spec:
         with pytest.raises(ValueError, match="frozen, to be counted or left out together: 1"):
             scheduler([0] * wrong).init(state)
     alone = optim.sgd(lr=0.05, momentum=0.9).init(PARAMS)
-    with pytest.raises(ValueError, match=r"\(group 0 is the default group, then come the ParamGroups in order\)"):
+    order = r"\(group 0 is the default group, which counts also where it is empty, then come the ParamGroups in order\)"
+    with pytest.raises(ValueError, match=order):
         scheduler([0, 1]).init(alone)
+    of_groups_only = optim.sgd(lr=0.05, momentum=0.9, param_groups=[optim.ParamGroup(x) for x in ("a|c", "b")])
+    with pytest.raises(ValueError, match=order):
+        scheduler([0, 1]).init(of_groups_only.init(PARAMS))
 
 
 def test_groups_of_no_parameters_at_all_count() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -184,6 +185,51 @@ def test_the_state_dict_of_another_class(case: Case) -> None:
                 load_scheduler(mine.scheduler, theirs, carry[-1], groups)
         with pytest.raises(TypeError, match=f"the state is of a {other.spec[0]}.*, this scheduler is a {case.spec[0]}"):
             scheduler_state_dict(mine.scheduler, Ours(other).init()[0], optimizer(), PARAMS)
+
+
+@pytest.mark.parametrize("case", CASES[: len(MAIN)])
+def test_values_that_are_no_numbers(case: Case) -> None:
+    """None became NaN, and the epoch 1.5, which torch's step(1.5) leaves, became 1."""
+    theirs, mine = Torch(case), Ours(case)
+    state, state_dict, optimizer = mine.init()[-1], theirs.scheduler.state_dict(), theirs.optimizer.state_dict()
+    counts = {"last_epoch", "_step_count", "num_bad_epochs", "cooldown_counter"} & state_dict.keys()
+    lists = {"base_lrs", "_last_lr", "min_lrs", "max_lrs"} & state_dict.keys()
+    for key in counts:
+        for wrong in (1.5, math.inf, math.nan):
+            with pytest.raises(ValueError, match=f"{key} of the state dict is .*, not an integer: step torch's"):
+                load_scheduler(mine.scheduler, {**state_dict, key: wrong}, state, optimizer)
+        for wrong in (None, "1", 1j, [1, 2]):
+            with pytest.raises(ValueError, match=rf"{key} of the state dict is .*, not a number: pass scheduler\."):
+                load_scheduler(mine.scheduler, {**state_dict, key: wrong}, state, optimizer)
+    for key in lists:
+        for wrong in ([None, None], ["a", "b"], [1.0, 1j]):
+            with pytest.raises(ValueError, match=rf"{key} of the state dict is .*, not a number: pass scheduler\."):
+                load_scheduler(mine.scheduler, {**state_dict, key: wrong}, state, optimizer)
+        with pytest.raises(ValueError, match=rf"{key} of the state dict is 0.1, the optimizer 2 parameter groups"):
+            load_scheduler(mine.scheduler, {**state_dict, key: 0.1}, state, optimizer)
+
+
+def test_functions_with_other_attributes() -> None:
+    """torch gives its function the attributes that it saved: here the scheduler has to be made with them."""
+    sgd = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.5, momentum=0.9)
+    kinds = torch.optim.lr_scheduler
+    cyclic = {"base_lr": 0.1, "max_lr": 0.5, "scale_mode": "iterations"}
+    for theirs, make in [
+        (kinds.LambdaLR(sgd, Power(0.5)), lambda_lr),
+        (kinds.MultiplicativeLR(sgd, Power(0.5)), optim.lr_scheduler.multiplicative_lr),
+        (
+            kinds.CyclicLR(sgd, **cyclic, scale_fn=Power(0.5)),
+            lambda function: optim.lr_scheduler.cyclic_lr(**cyclic, scale_fn=function),
+        ),
+    ]:
+        state_dict, optimizer = theirs.state_dict(), sgd.state_dict()
+        state = optim.sgd(lr=0.5, momentum=0.9).init({"a": jnp.ones(2)})
+        for function in (Power(0.5), lambda epoch: 0.5**epoch):
+            load_scheduler(make(function), state_dict, state, optimizer)
+        with pytest.raises(
+            ValueError, match=r"of a function with the attributes \{'base': 0.5\}, this one has \{'base': 0"
+        ):
+            load_scheduler(make(Power(0.25)), state_dict, state, optimizer)
 
 
 def test_schedulers_of_another_number() -> None:

@@ -291,6 +291,23 @@ def test_lbfgs_has_complex_numbers_as_pairs() -> None:
     assert (exported["old_dirs"], exported["prev_loss"]) == ([], 1.0)
 
 
+@pytest.mark.parametrize("factory", [optim.adam, optim.adagrad, optim.rmsprop, optim.asgd])
+def test_moments_of_transposed_complex_parameters(factory: Any) -> None:
+    """torch's are transposed in memory, as their parameters are."""
+    torch = pytest.importorskip("torch")
+    from tests.oracle import torch_class
+
+    weight = torch.nn.Parameter(torch.randn(3, 2, dtype=torch.complex64).t())
+    theirs = torch_class(factory.__name__)([weight])
+    weight.grad = torch.randn(2, 3, dtype=torch.complex64)
+    theirs.step()
+    params = {"w": jnp.asarray(weight.detach().numpy())}
+    optimizer, state = load_optimizer(factory, theirs.state_dict(), params)
+    back = optimizer_state_dict(optimizer, state, params)["state"][0]
+    for name, value in theirs.state_dict()["state"][0].items():
+        np.testing.assert_array_equal(back[name], value)
+
+
 def test_boxed_parameters_get_boxed_moments() -> None:
     params = nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Param)
     mapping = layout.infer({"weight": (3, 2), "bias": (3,)}, params)

@@ -158,7 +158,7 @@ def check_numbers(key: str, x: np.ndarray, where: str) -> None:
       ValueError: NaN, negative squares, counts that are none, moments in integers.
     """
     integers = not np.issubdtype(x.dtype, np.inexact) and x.dtype.isbuiltin == 1
-    reals = x.view(np.finfo(x.dtype).dtype) if np.iscomplexobj(x) and x.ndim else x
+    reals = np.stack([np.real(x), np.imag(x)]) if np.iscomplexobj(x) else x
     if integers and x.ndim:
         raise ValueError(f"{key!r} in {where} is {x.dtype} and should be floating-point numbers")
     if not integers and np.isnan(reals).any():

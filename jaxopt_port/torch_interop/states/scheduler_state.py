@@ -1,10 +1,12 @@
 """torch's `scheduler.state_dict()`, both ways."""
 
+import math
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from jaxopt_port.lr_scheduler.double import python_numbers
 from jaxopt_port.lr_scheduler.function import Table
@@ -78,7 +80,7 @@ def load_scheduler(
         )
     groups = optimizer_state_dict["param_groups"]
     added = [
-        {key: to_number(as_array(group[key]).item()) for key in ADDED_BY_SCHEDULERS if key in group} for group in groups
+        {key: to_number(_number(key, group[key])) for key in ADDED_BY_SCHEDULERS if key in group} for group in groups
     ]
     count = len(scheduler.init(state)[0]["param_groups"])
     if count < len(groups):
@@ -184,6 +186,8 @@ def _loaded(scheduler: Scheduler, s: Sched, state_dict: Mapping[str, Any], rates
                 f"the state dict is of a {scheduler.name} with {key}={state_dict[key]}, this one has {ours}: make it "
                 "with torch's arguments"
             )
+        if key in FUNCTIONS and key in state_dict:
+            _check_functions(key, ours, state_dict[key])
     loaded = {}
     for key, old in s.items():
         new = state_dict[key]
@@ -196,15 +200,28 @@ def _loaded(scheduler: Scheduler, s: Sched, state_dict: Mapping[str, Any], rates
             parts = zip(scheduler.options[key], old, new, strict=True)
             loaded[key] = [_loaded(part, one, theirs, rates) for part, one, theirs in parts]
         elif not isinstance(old, list):
-            loaded[key] = _array(new, old)
-        elif len(new) != groups:
+            loaded[key] = _array(key, new, old)
+        elif not np.ndim(new) or len(new) != groups:
+            has = f"has {len(new)} values" if np.ndim(new) else f"is {new!r}"
             raise ValueError(
-                f"{key} of the state dict has {len(new)} values, the optimizer {groups} parameter groups: pass the "
-                "state dicts of one run"
+                f"{key} of the state dict {has}, the optimizer {groups} parameter groups: pass the state dicts of one "
+                "run"
             )
         else:
-            loaded[key] = [_array(x, was) for x, was in zip(new, old, strict=False)] + old[groups:]
+            loaded[key] = [_array(key, x, was) for x, was in zip(new, old, strict=False)] + old[groups:]
     return loaded
+
+
+def _check_functions(key: str, ours: Any, saved: Any) -> None:
+    """That callable objects have the attributes that torch saved of its own, and would give to ours."""
+    several = isinstance(ours, list | tuple)
+    for i, theirs in enumerate(saved if isinstance(saved, list | tuple) else [saved]):
+        mine = _saved(ours[i] if several and i < len(ours) else None if several else ours)
+        if theirs and mine and theirs != mine:
+            raise ValueError(
+                f"{key} of the state dict is of a function with the attributes {theirs}, this one has {mine}: make it "
+                "with torch's arguments"
+            )
 
 
 def _plain(value: Any) -> Any:
@@ -214,6 +231,26 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _array(x: Any, like: Any) -> Any:
-    value = as_array(x).item()
-    return to_number(value) if is_number(like) else jnp.array(value, like.dtype)
+def _array(key: str, x: Any, like: Any) -> Any:
+    value = _number(key, x)
+    if is_number(like):
+        return to_number(value)
+    if not math.isfinite(value) or value != int(value):
+        raise ValueError(
+            f"{key} of the state dict is {x!r}, not an integer: step torch's scheduler to a whole epoch, then save it"
+        )
+    return jnp.array(int(value), like.dtype)
+
+
+def _number(key: str, x: Any) -> float:
+    value = as_array(x)
+    if (
+        value.size != 1
+        or not (jnp.issubdtype(value.dtype, jnp.number) or value.dtype == bool)
+        or np.iscomplexobj(value)
+    ):
+        raise ValueError(
+            f"{key} of the state dict is {x!r}, not a number: pass scheduler.state_dict(), such as "
+            "checkpoint['scheduler'], and the optimizer's"
+        )
+    return value.item()
