@@ -183,7 +183,8 @@ class _Following:
             if samples is not None:
                 self.add(samples.step(step, trainable, forced.after or None if forced else None))
             off = run.step(step)
-            if not self.random and first(self.findings) is None:
+            looked_at = forced is not None and step is trace.steps[0]  # from torch's start: the same, and closer
+            if not self.random and not looked_at and first(self.findings) is None:
                 self.add(off)
         if not self.findings:
             self.options(state, trainable)

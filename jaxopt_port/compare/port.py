@@ -301,6 +301,15 @@ class Port:
         """For each of torch's names the options with which it steps; None where they cannot be read."""
         return self._hyper(self.optimizer, state, params)
 
+    def _live(self, state: Any) -> dict[str, dict[str, Any]] | None:
+        """What can be read in the state alone, of a chain, a mask or optax.partition: by whose arrays a part keeps."""
+        found = [x for x in jax.tree.leaves(state, is_leaf=_is_state) if _is_state(x)]
+        if len(found) == 1:
+            return dict.fromkeys(self.names, _alike(found[0]))
+        paths = {entry.path: str(entry.source.name) for entry in self.mapping.entries}
+        kept = [{n for tree in x.slots or () for path, n in paths.items() if path in weight_leaves(tree)} for x in found]
+        return {name: _alike(x) for x, names in zip(found, kept, strict=True) for name in names} or None
+
     def _hyper(self, inner: Any, own: Any, params: Tree) -> dict[str, dict[str, Any]] | None:
         if isinstance(inner, Several):
             parts = [self._hyper(each, one, params) for each, one in zip(inner.optimizers, own, strict=True)]
@@ -316,17 +325,18 @@ class Port:
         try:
             found = torch_interop.optimizer_state_dict(inner, own, params, self.mapping)
         except (ValueError, TypeError, AttributeError):
-            try:
-                groups = get_hyper(own)
-            except (ValueError, TypeError):
-                return None
-            alike = {key: value for key, value in groups[0].items() if all(g.get(key) == value for g in groups)}
-            return dict.fromkeys(self.names, alike)
+            return self._live(own)
         return {
             name: {k: v for k, v in group.items() if k not in ("params", "param_names")}
             for group in found["param_groups"]
             for name in group["param_names"]
         }
+
+
+def _alike(state: OptState) -> dict[str, Any]:
+    """The live options that all groups share."""
+    groups = get_hyper(state)
+    return {key: value for key, value in groups[0].items() if all(g.get(key) == value for g in groups)}
 
 
 def used_rows(grad: jax.Array) -> BCOO:
@@ -389,6 +399,10 @@ def _replaced(rest: Tree, changed: Tree) -> Tree:
     new = dict(zip(leaf_paths(changed), jax.tree.leaves(changed), strict=True))
     old, treedef = jax.tree.flatten(rest)
     return treedef.unflatten([new.get(path, leaf) for path, leaf in zip(leaf_paths(rest), old, strict=True)])
+
+
+def _is_state(x: Any) -> bool:
+    return isinstance(x, OptState)
 
 
 def _finds(state: Any, kind: type) -> bool:
