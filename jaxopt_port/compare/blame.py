@@ -15,6 +15,7 @@ Moved = Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]  # our step, tor
 
 HINTS = ("foreach", "fused", "capturable", "differentiable", "initial_lr")
 UNIFORM = 2e-3  # of the whole, that a factor leaves unexplained
+SHAPED = 0.2  # the same, of a Muon's step that is worked out from the transposed gradient
 
 # torch's module -> where flax's, jax's and optax's defaults differ from torch's (facts/compare_tools.md: run on both)
 NORM = ("eps", "1e-5", "1e-6 in linen and nnx: LayerNorm(epsilon=1e-5)")
@@ -161,7 +162,10 @@ def told(differ: Mapping[str, tuple[Any, Any]]) -> str:
 
 def by_options(port: Port, step: Step, state: Tree, trainable: Tree, name: str) -> tuple[str, str] | None:
     """The options of a parameter that are not torch's, and whether the update or the schedule is to blame."""
-    differ, schedule = differing(port, step, (port.hyper(state, trainable) or {}).get(name, {}), name), rates(port, name)
+    differ, schedule = (
+        differing(port, step, (port.hyper(state, trainable) or {}).get(name, {}), name),
+        rates(port, name),
+    )
     if not differ:
         return None
     if "lr" in differ and len(set(schedule)) > 1:
@@ -200,9 +204,18 @@ def update(port: Port, step: Step, state: Tree, trainable: Tree, name: str, move
         return text + (_shift(schedule, step.number, rate) if np.isfinite(rate) else ""), "schedule"
     if not ours.any():
         return "the port does not move it in this step", "update"
+    shape = _shape(port, name, c, theirs) if rest < SHAPED else ""
+    if shape:
+        return f"its step is {number(c)} times torch's: {shape}", "update"
     if rest < uniform and abs(c - 1) > uniform:
-        other = (_shape(port, name, c, theirs) or "the rate") if c > 0 else "the sign"
-        return f"its step is {number(c)} times torch's: {other}, {number(theirs.get('lr', 0.0))} in torch", "update"
+        lr = theirs.get("lr", 0.0)
+        text = f"its step is {number(c)} times torch's"
+        if c < 0:
+            return f"{text}: the sign", "update"
+        others = [hyper.get("lr") for found in step.hyper for hyper in found if hyper is not theirs]
+        if len(off) < len(group) and any(_near(c * lr, other) for other in others):
+            return f"{text}: {number(c * lr)} is another torch group's rate, its own is {number(lr)}", "update"
+        return f"{text}: the rate, {number(lr)} in torch", "update"
     decay = _decay(moved, name, theirs)
     return decay, "update"
 
@@ -214,9 +227,9 @@ def _shape(port: Port, name: str, c: float, theirs: Mapping[str, Any]) -> str:
         return ""
     rows, columns = shape
     swapped = (max(1, columns / rows) / max(1, rows / columns)) ** 0.5
-    if abs(c / swapped - 1) > 0.02:
+    if swapped == 1 or abs(c / swapped - 1) > 0.05:
         return ""
-    return "rows for columns, as flax's kernels lie: muon(weight_dimension_numbers=(0, 1)). It is not the rate"
+    return "rows for columns, as flax's kernels lie: muon(weight_dimension_numbers=(0, 1))"
 
 
 def _decay(moved: Moved, name: str, theirs: dict[str, Any]) -> str:
@@ -252,6 +265,10 @@ def statistic(ours: np.ndarray, torch: np.ndarray, before: np.ndarray) -> str:
             else (f"it moves {number(c)} times as far: the momentum")
         )
     return "the momentum, or the variance: torch's running one is unbiased (layout.unbiased_var)"
+
+
+def _near(rate: float, other: Any) -> bool:
+    return isinstance(other, int | float) and bool(other) and abs(rate / other - 1) < UNIFORM
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-
 from jax.experimental.sparse import BCOO
 
 from jaxopt_port import EveryKState, OptState, get_hyper, optimizers, torch_interop
@@ -307,7 +306,9 @@ class Port:
         if len(found) == 1:
             return dict.fromkeys(self.names, _alike(found[0]))
         paths = {entry.path: str(entry.source.name) for entry in self.mapping.entries}
-        kept = [{n for tree in x.slots or () for path, n in paths.items() if path in weight_leaves(tree)} for x in found]
+        kept = [
+            {n for tree in x.slots or () for path, n in paths.items() if path in weight_leaves(tree)} for x in found
+        ]
         return {name: _alike(x) for x, names in zip(found, kept, strict=True) for name in names} or None
 
     def _hyper(self, inner: Any, own: Any, params: Tree) -> dict[str, dict[str, Any]] | None:
