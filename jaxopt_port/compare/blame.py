@@ -13,8 +13,9 @@ from jaxopt_port.compare.trace import Step
 Tree = Any
 Moved = Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]  # our step, torch's, and the parameter before
 
-HINTS = ("foreach", "fused", "capturable", "differentiable", "initial_lr", "decoupled_weight_decay")
+HINTS = ("foreach", "fused", "capturable", "differentiable", "initial_lr")
 UNIFORM = 2e-3  # of the whole, that a factor leaves unexplained
+SHAPED = 0.2  # the same, of a Muon's step that is worked out from the transposed gradient
 
 # torch's module -> where flax's, jax's and optax's defaults differ from torch's
 NORM = ("eps", "1e-5", "1e-6 in linen and nnx: LayerNorm(epsilon=1e-5)")
@@ -150,11 +151,26 @@ def differing(port: Port, step: Step, mine: Mapping[str, Any], name: str) -> dic
     """The options of a parameter that are ours and torch's, and differ."""
     theirs = options(port, step, name)
     shared = [key for key in theirs if key in mine and key not in HINTS]
+    if not (theirs.get("weight_decay") or mine.get("weight_decay")):
+        shared = [key for key in shared if key != "decoupled_weight_decay"]  # there is no decay
     return {key: (mine[key], theirs[key]) for key in shared if not _same(mine[key], theirs[key])}
 
 
 def told(differ: Mapping[str, tuple[Any, Any]]) -> str:
     return ", ".join(f"{key} is {_said(a)}, torch's {_said(b)}" for key, (a, b) in differ.items())
+
+
+def by_options(port: Port, step: Step, state: Tree, trainable: Tree, name: str) -> tuple[str, str] | None:
+    """The options of a parameter that are not torch's, and whether the update or the schedule is to blame."""
+    differ, schedule = (
+        differing(port, step, (port.hyper(state, trainable) or {}).get(name, {}), name),
+        rates(port, name),
+    )
+    if not differ:
+        return None
+    if "lr" in differ and len(set(schedule)) > 1:
+        return f"{told(differ)}{_shift(schedule, step.number, differ['lr'][0])}", "schedule"
+    return told(differ), "update"
 
 
 def update(port: Port, step: Step, state: Tree, trainable: Tree, name: str, moved: Moved) -> tuple[str, str]:
@@ -170,11 +186,9 @@ def update(port: Port, step: Step, state: Tree, trainable: Tree, name: str, move
     """
     theirs, schedule = options(port, step, name), rates(port, name)
     scheduled = len(set(schedule)) > 1
-    differ = differing(port, step, (port.hyper(state, trainable) or {}).get(name, {}), name)
-    if differ:
-        if "lr" in differ and scheduled:
-            return f"{told(differ)}{_shift(schedule, step.number, differ['lr'][0])}", "schedule"
-        return told(differ), "update"
+    named = by_options(port, step, state, trainable, name)
+    if named is not None:
+        return named
     ours = np.concatenate([a.ravel() for a, _, _ in moved.values()]).astype(np.float64)
     torchs = np.concatenate([b.ravel() for _, b, _ in moved.values()]).astype(np.float64)
     group = {n for n in port.names if options(port, step, n) is theirs} & set(step.frame.header["grad"])
@@ -183,15 +197,40 @@ def update(port: Port, step: Step, state: Tree, trainable: Tree, name: str, move
         return "the port leaves it as it is: it is frozen there, or in no optimizer", "update"
     c = float(ours @ torchs / (torchs @ torchs)) if torchs.any() else float("inf")
     rest = np.linalg.norm(ours - c * torchs) / (np.linalg.norm(ours) + 1e-300) if np.isfinite(c) else 0.0
-    if scheduled and rest < UNIFORM and 2 * len(off) > len(group):
+    uniform = max(UNIFORM, noise.INEXACT.get(kind(port, port.tied(name)), (0.0, 0.0))[1])
+    if scheduled and rest < uniform and 2 * len(off) > len(group):
         rate = c * theirs.get("lr", 0.0)
         text = f"its rate is {number(rate) if np.isfinite(rate) else 'not 0'}, torch's {number(theirs.get('lr', 0.0))}"
         return text + (_shift(schedule, step.number, rate) if np.isfinite(rate) else ""), "schedule"
-    if rest < UNIFORM and abs(c - 1) > UNIFORM:
-        return f"its step is {number(c)} times torch's: the rate, {number(theirs.get('lr', 0.0))} in torch", "update"
+    if not ours.any():
+        return "the port does not move it in this step", "update"
+    shape = _shape(port, name, c, theirs) if rest < SHAPED else ""
+    if shape:
+        return f"its step is {number(c)} times torch's: {shape}", "update"
+    if rest < uniform and abs(c - 1) > uniform:
+        lr = theirs.get("lr", 0.0)
+        text = f"its step is {number(c)} times torch's"
+        if c < 0:
+            return f"{text}: the sign", "update"
+        others = [hyper.get("lr") for found in step.hyper for hyper in found if hyper is not theirs]
+        if len(off) < len(group) and any(_near(c * lr, other) for other in others):
+            return f"{text}: {number(c * lr)} is another torch group's rate, its own is {number(lr)}", "update"
+        return f"{text}: the rate, {number(lr)} in torch", "update"
     if kind(port, name) == "Adafactor" and (factors := port.factored_otherwise(state, step, trainable)):
         return factors, "update"
     return _decay(moved, name, theirs), "update"
+
+
+def _shape(port: Port, name: str, c: float, theirs: Mapping[str, Any]) -> str:
+    """Whether a factor is that of Muon's step for the shape, of a kernel whose rows are torch's columns."""
+    shape = next(each["shape"] for each in port.trace.parameters if each["name"] == port.tied(name))
+    if kind(port, port.tied(name)) != "Muon" or len(shape) != 2 or theirs.get("adjust_lr_fn") == "match_rms_adamw":
+        return ""
+    rows, columns = shape
+    swapped = (max(1, columns / rows) / max(1, rows / columns)) ** 0.5
+    if swapped == 1 or abs(c / swapped - 1) > 0.05:
+        return ""
+    return "rows for columns, as flax's kernels lie: muon(weight_dimension_numbers=(0, 1))"
 
 
 def _decay(moved: Moved, name: str, theirs: dict[str, Any]) -> str:
@@ -227,6 +266,10 @@ def statistic(ours: np.ndarray, torch: np.ndarray, before: np.ndarray) -> str:
             else (f"it moves {number(c)} times as far: the momentum")
         )
     return "the momentum, or the variance: torch's running one is unbiased (layout.unbiased_var)"
+
+
+def _near(rate: float, other: Any) -> bool:
+    return isinstance(other, int | float) and bool(other) and abs(rate / other - 1) < UNIFORM
 
 
 def _same(a: Any, b: Any) -> bool:

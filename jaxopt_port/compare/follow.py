@@ -188,7 +188,8 @@ class _Following:
             if samples is not None:
                 self.add(samples.step(step, trainable, forced.after or None if forced else None))
             off = run.step(step)
-            if not self.random and first(self.findings) is None:
+            looked_at = forced is not None and step is trace.steps[0]  # from torch's start: the same, and closer
+            if not self.random and not looked_at and first(self.findings) is None:
                 self.add(off)
         if not self.findings:
             self.options(state, trainable)
@@ -245,6 +246,7 @@ class _Following:
                 if wrong:
                     ours_sorted, theirs = (np.sort(np.asarray(x).ravel()) for x in (ours[wrong[0]], torch[wrong[0]]))
                     why = "the same numbers in another order" if _equal(ours_sorted, theirs) else ""
+                    why = why or _batch_of(self.trace, wrong[0], np.asarray(ours[wrong[0]]))
                     what = f"the batch of step {step.number} is another: {wrong[0]}"
                     self.findings.append(Finding(step.number, "data", None, float("inf"), SAME, what, why))
                     return
@@ -314,6 +316,13 @@ def _notes(trace: Trace, kind: str, random: str) -> list[str]:
     if not any(step.full for step in trace.steps):
         notes.append("no step is whole (full=): loss, layers and gradient are compared in the port's own run alone")
     return notes
+
+
+def _batch_of(trace: Trace, name: str, ours: np.ndarray) -> str:
+    """Which step's batch it is in torch."""
+    others = (step.number for step in trace.steps for x in step.batches() if name in x and _equal(ours, x[name]))
+    other = next(others, None)
+    return f"it is torch's of step {other}" if other else ""
 
 
 def _moved(name: str, ours: np.ndarray, torchs: Arrays) -> str:

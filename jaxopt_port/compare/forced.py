@@ -149,7 +149,7 @@ class Check:
         except (jax.errors.JAXTypeError, jax.errors.UnexpectedTracerError, ValueError, TypeError) as error:
             self.found.notes.append(f"the layers could not be looked at: {str(error).splitlines()[0]}")
             return False
-        theirs, off = noise.torch_from_itself(self.step, "output"), False
+        theirs, off, right = noise.torch_from_itself(self.step, "output"), False, set[str]()
         for name, layer in found.items():
             rows = []
             for quantity in ("input", "output"):
@@ -160,12 +160,14 @@ class Check:
                     rows.append(self.row(quantity, name, pair[0], pair[1], floor, yard))
             if not off and rows[-1].off:
                 maker = made_by.get(name) if rows[0].off and len(rows) > 1 else None
-                self.layer_off(name, layer, rows[0] if rows[0].off else rows[-1], maker)
+                self.layer_off(name, layer, rows[0] if rows[0].off else rows[-1], maker, maker in right)
                 off = True
+            right.add(name)
         return off
 
-    def layer_off(self, name: str, layer: Layer, row: Row, maker: str | None) -> None:
-        """A layer is off, or what is before it: in torch the module `maker`, where it is one."""
+    def layer_off(self, name: str, layer: Layer, row: Row, maker: str | None, is_right: bool) -> None:
+        """A layer is off, or what is before it: in torch the module `maker`, where it is one, if that is not right."""
+        between, maker = (maker, None) if is_right else ("", maker)
         named = maker or name.partition("#")[0]
         own = [each["name"] for each in self.port.trace.parameters if each["name"].rpartition(".")[0] == named]
         own = own or [x["name"] for x in self.port.trace.parameters if x["name"].rpartition(".")[0] == name]
@@ -173,10 +175,15 @@ class Check:
             where = f"in {name} ({layer.kind}): from torch's own input its output"
         elif maker:
             where = f"in {maker}: its output, which {name} takes,"
+        elif between:
+            where = f"in the code between {between} and {name} ({layer.kind}): {between} is right, the input of {name}"
         else:
             where = f"in the code before {name} ({layer.kind}): its input"
         what = f"the forward pass of step {self.step.number} parts {where} is {number(row.apart)} of torch's off"
-        self.off("loss", own[0] if own else None, row, what, layer=named)
+        dtypes = [x.dtype.name for x in (layer.output if row.quantity == "output" else layer.input or ())]
+        narrow = len(dtypes) == 2 and noise.EPS.get(dtypes[0], 0.0) > noise.EPS.get(dtypes[1], 1.0)
+        why = f"the port computes in {dtypes[0]}, torch in {dtypes[1]}" if narrow else ""
+        self.off("loss", own[0] if own else None, row, what, why, layer=named)
 
     def gradient(self) -> None:
         if self.port.closures or not self.raw:
@@ -236,6 +243,8 @@ class Check:
             row, names = trained[0], [row.name for row in trained]
             moved = {n: (ours[n] - self.before[n], after[n] - self.before[n], self.before[n]) for n in names}
             why, stage = blame.update(self.port, self.step, state, self.trainable, row.name, moved)
+            if not why and self.clipped:
+                why = f"torch clips this gradient{self.by_value()}; another clipping in the port may be why"
             what = (
                 f"the update of {row.name} in step {self.step.number} is {number(row.apart)} of torch's step off, with "
                 f"torch's own gradient and state ({len(trained)} of {len(self.torch_grads)} parameters are off)"
@@ -248,6 +257,15 @@ class Check:
         elif self.clipped:
             self.clip(state, state_after)
         self.running()
+
+    def by_value(self) -> str:
+        """Whether torch clips element by element: what is not at the largest is as it was."""
+        seen = {name: x for name, x in self.torch_grads.items() if x.dtype.kind == "f" and x.size}
+        largest = max((float(np.abs(x).max()) for x in seen.values()), default=0.0)
+        kept = all(
+            (np.isclose(x, self.raw[n], 1e-5, 0) | np.isclose(np.abs(x), largest, 1e-5)).all() for n, x in seen.items()
+        )
+        return f" by value, to {number(largest)}" if self.clipped and kept else ""
 
     def stepped(self, given: Arrays, state: Any) -> tuple[Arrays, list[Row], Any]:
         """A step of ours with a gradient of torch's: the parameters, how far off each is, and the state after it."""
@@ -284,21 +302,26 @@ class Check:
 
     def clip(self, state: Any, after_seen: Any) -> None:
         """The step once more from the gradient before torch clipped it: an optimizer that clips gets to the same."""
-        *_, after_raw = self.stepped(self.raw, state)
+        raw, _, after_raw = self.stepped(self.raw, state)
         pairs = [
             (np.asarray(a), np.asarray(b))
             for a, b in zip(jax.tree.leaves(after_raw), jax.tree.leaves(after_seen), strict=True)
             if np.ndim(a) and np.issubdtype(np.asarray(a).dtype, np.inexact)
         ]
         apart = max((distance(a, b) / (norm(b) or 1.0) for a, b in pairs), default=0.0)
+        for name, ours in self.found.after.items():  # an optimizer may keep no state
+            if name in self.torch_grads and blame.kind(self.port, name) not in noise.INEXACT:
+                step, rounding = ours - self.before[name], 4 * noise.EPS["float32"] * norm(ours)
+                apart = max(apart, (distance(raw[name], ours) - rounding) / (norm(step) or 1.0))
         if apart > CLIPPED:
             what = (
                 f"torch clips the gradient of step {self.step.number} from a norm of {number(total(self.raw))} to "
-                f"{number(total(self.torch_grads))}, and the port's optimizer does not clip it so"
+                f"{number(total(self.torch_grads))}{self.by_value()}, and the port's optimizer does not clip it so"
             )
+            to, by = ("value", "clip") if self.by_value() else ("norm", "clip_by_global_norm")
             why = (
-                "the clipping is left out, or to another norm; it belongs into the optimizer given here: "
-                "optax.chain(optax.clip_by_global_norm(...), optimizer)"
+                f"the clipping is left out, or to another {to}; it belongs into the optimizer given here: "
+                f"optax.chain(optax.{by}(...), optimizer)"
             )
             self.off("update", self.port.names[0], Row("clip", "", apart, 0.0, CLIPPED), what, why)
 

@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental.sparse import BCOO
 
 from jaxopt_port import EveryKState, OptState, get_hyper, optimizers, torch_interop
 from jaxopt_port.compare.trace import Arrays, Step, Trace
 from jaxopt_port.hyper import find_state, replace_state
 from jaxopt_port.param_groups import leaf_paths
 from jaxopt_port.torch_interop import layout
+from jaxopt_port.torch_interop.layouts.layout import weight_leaves
 
 Tree = Any
 
@@ -133,8 +135,17 @@ class Port:
         names = [str(entry.source.name) for entry in self.mapping.entries]
         self.names: list[str] = [n for n in dict.fromkeys(names) if not n.endswith(layout.STATISTICS)]
         self.statistics = [n for n in dict.fromkeys(names) if n.endswith(layout.STATISTICS)]
-        self.step = step_of(self.optimizer)
+        kinds = [each["kind"] for each in trace.optimizers for group in each["groups"] for _ in group["names"]]
+        stepped = [name for each in trace.optimizers for group in each["groups"] for name in group["names"]]
+        self.sparse = {name for name, kind in zip(stepped, kinds, strict=True) if kind == "SparseAdam"}
+        self._step = step_of(self.optimizer)
         self.closures = any(each["kind"] == "LBFGS" for each in trace.optimizers)
+        inner = self.optimizer.optimizer if isinstance(self.optimizer, Scheduled) else self.optimizer
+        if self.closures and not hasattr(inner, "step_closure"):
+            raise TypeError(
+                "torch's LBFGS calls a closure several times a step: follow it with optim.lbfgs, which does so, "
+                f"not with a {type(inner).__name__}"
+            )
         state = self.optimizer.init(split(self.to_ours(trace.model, params))[0])
         self.sums = _finds(state, EveryKState)
         self.ours = _finds(state, OptState)  # which round as torch's do
@@ -218,7 +229,13 @@ class Port:
     def init(self, trainable: Tree) -> Any:
         """The optimizer's first state, with torch's moments where torch had some."""
         state = self.optimizer.init(trainable)
-        return self.with_torchs(state, self.trace.start, self.trace.steps[0], trainable)
+        try:
+            return self.with_torchs(state, self.trace.start, self.trace.steps[0], trainable)
+        except ValueError as error:
+            raise ValueError(
+                "torch's run begins with moments (it goes on from a checkpoint), and they cannot be given to this "
+                f"optimizer: record it from its first step, or follow it with an optimizer of this library: {error}"
+            ) from error
 
     def with_torchs(self, state: Any, frame: Any, step: Step, trainable: Tree) -> Any:
         """`state` with the moments that a frame holds."""
@@ -226,8 +243,8 @@ class Port:
         for key, array in frame.arrays("state/").items():
             name, _, slot = key.rpartition("/")
             states.setdefault(name, {})[slot] = array
-        if not states:
-            return state
+        if all("step" in each and not each["step"].any() for each in states.values()):
+            return state  # not one step was taken: what moments begin with is the optimizer's own, and is compared
         several = isinstance(self.optimizer, Several)
         ours = state if several else [state]
         if len(ours) != len(self.trace.optimizers):
@@ -275,6 +292,16 @@ class Port:
             return FACTORED if str(error) == FACTORED else ""
         return ""
 
+    def step(self, grads: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
+        """A step; what SparseAdam steps in torch has a gradient of the rows that the batch used."""
+        if self.sparse:
+            entries = self.mapping.by_name()
+            paths = {entry.path for name in self.sparse for entry in entries[name]}
+            at = {i for path, i in weight_leaves(grads).items() if path in paths}
+            leaves, treedef = jax.tree.flatten(grads)
+            grads = treedef.unflatten([used_rows(g) if i in at else g for i, g in enumerate(leaves)])
+        return self._step(grads, state, params)
+
     def stepped(self, grad: Tree, state: Any, params: Tree, count: int) -> tuple[Tree, Any]:
         """A step with a gradient that is there already, of an optimizer that may want it in `count` parts."""
         if not (self.sums or self.means):
@@ -299,6 +326,17 @@ class Port:
         """For each of torch's names the options with which it steps; None where they cannot be read."""
         return self._hyper(self.optimizer, state, params)
 
+    def _live(self, state: Any) -> dict[str, dict[str, Any]] | None:
+        """What can be read in the state alone, of a chain, a mask or optax.partition: by whose arrays a part keeps."""
+        found = [x for x in jax.tree.leaves(state, is_leaf=_is_state) if _is_state(x)]
+        if len(found) == 1:
+            return dict.fromkeys(self.names, _alike(found[0]))
+        paths = {entry.path: str(entry.source.name) for entry in self.mapping.entries}
+        kept = [
+            {n for tree in x.slots or () for path, n in paths.items() if path in weight_leaves(tree)} for x in found
+        ]
+        return {name: _alike(x) for x, names in zip(found, kept, strict=True) for name in names} or None
+
     def _hyper(self, inner: Any, own: Any, params: Tree) -> dict[str, dict[str, Any]] | None:
         if isinstance(inner, Several):
             parts = [self._hyper(each, one, params) for each, one in zip(inner.optimizers, own, strict=True)]
@@ -314,17 +352,25 @@ class Port:
         try:
             found = torch_interop.optimizer_state_dict(inner, own, params, self.mapping)
         except (ValueError, TypeError, AttributeError):
-            try:
-                groups = get_hyper(own)
-            except (ValueError, TypeError):
-                return None
-            alike = {key: value for key, value in groups[0].items() if all(g.get(key) == value for g in groups)}
-            return dict.fromkeys(self.names, alike)
+            return self._live(own)
         return {
             name: {k: v for k, v in group.items() if k not in ("params", "param_names")}
             for group in found["param_groups"]
             for name in group["param_names"]
         }
+
+
+def _alike(state: OptState) -> dict[str, Any]:
+    """The live options that all groups share."""
+    groups = get_hyper(state)
+    return {key: value for key, value in groups[0].items() if all(g.get(key) == value for g in groups)}
+
+
+def used_rows(grad: jax.Array) -> BCOO:
+    """The rows of a table's gradient that are not 0; a row number past the end is one that was not used."""
+    rows = jnp.arange(len(grad))
+    used = (grad.reshape(len(grad), -1) != 0).any(1)
+    return BCOO((grad, jnp.where(used, rows, len(grad))[:, None]), shape=grad.shape)
 
 
 def as_jax(batch: Arrays) -> dict[str, jax.Array]:
@@ -380,6 +426,10 @@ def _replaced(rest: Tree, changed: Tree) -> Tree:
     new = dict(zip(leaf_paths(changed), jax.tree.leaves(changed), strict=True))
     old, treedef = jax.tree.flatten(rest)
     return treedef.unflatten([new.get(path, leaf) for path, leaf in zip(leaf_paths(rest), old, strict=True)])
+
+
+def _is_state(x: Any) -> bool:
+    return isinstance(x, OptState)
 
 
 def _finds(state: Any, kind: type) -> bool:

@@ -54,7 +54,7 @@ class One:
     def __init__(self, port: Port, trainable: Tree, rest: Tree, seed: int = 0):
         self.port, self.trainable, self.rest, self.seed = port, trainable, rest, seed
         self.inexact = _inexact(port, trainable) if seed else None
-        self.state = port.init(trainable)
+        self.state = self.old = port.init(trainable)
         self.grads: Arrays = {}
         self.before: Arrays = {}
         self.after = self.samples(trainable)
@@ -67,7 +67,7 @@ class One:
     def step(self, step: Step) -> list[float]:
         losses, grads, self.rest = self.port.grads(self.trainable, self.rest, step)
         self.grads = self.samples(self.port.seen(grads, step))
-        old = self.trainable
+        old, self.old = self.trainable, self.state
         self.trainable, self.state = self.port.own_step(grads, self.rest, self.state, old, step)
         if self.inexact is not None:
             self.trainable = noise.shaken(old, self.trainable, self.inexact, self.seed + step.number)
@@ -138,7 +138,7 @@ class Run:
             allowed = STEP + blame.floor(self.port, name) + times * self._lag * itself
             if not off * norm(step_torch) <= allowed * norm(step_torch) + 2 * rounding:
                 found.append(("update", name, off, allowed))
-            if own(name) in grads:
+            if own(name) in grads and not self.port.closures:  # of LBFGS it is that of the last closure
                 g = grads[own(name)]
                 itself = self.worst(
                     f"grad {name}",
@@ -177,7 +177,9 @@ class Run:
             f"the step that {name} takes in step {step.number} of the port's own run is {number(apart)} of torch's off"
         )
         why = f"torch clips the gradient there, the port's optimizer not so ({uniform})" if uniform else ""
-        return Finding(step.number, "update", name, apart, allowed, what, why)
+        named = None if uniform else blame.by_options(self.port, step, self.ours.old, self.ours.trainable, name)
+        why, stage = named or (why, "update")
+        return Finding(step.number, stage, name, apart, allowed, what, why)
 
 
 def _inexact(port: Port, trainable: Tree) -> Tree | None:
