@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_port.closure.base import Limits, Progress, iterate
-from jaxopt_port.closure.flat import Evaluate, dot, max_abs, move, power_of_two
+from jaxopt_port.closure.flat import Evaluate, Leaves, dot, max_abs, move, power_of_two
 from jaxopt_port.closure.lbfgs_memory import direction, forget, remember
 from jaxopt_port.closure.line_search import MAX_SEARCH, strong_wolfe
 from jaxopt_port.closure.stop import Stop, first_of
@@ -40,8 +40,10 @@ def run(
         unit = power_of_two(max_abs(d))
         along = d / unit
         shortened = s.stored == 0 if searches else n_iter + now.iters == 0
-        t = hyper.lr * jnp.where(shortened, jnp.minimum(unit, 1 / jnp.sum(jnp.abs(along))), unit)
+        length = 1 / jnp.sum(jnp.abs(along))
+        t = hyper.lr * jnp.where(shortened, jnp.minimum(unit, length), unit)
         if searches:
+            t = jnp.where(shortened & _same(move(now.x, t, along), now.x), hyper.lr * length, t)  # at losses of 1e-30
             found = strong_wolfe(
                 lambda t: evaluate(move(now.x, t, along)), t, along, now.loss, now.grad, dot(now.grad, along),
                 tolerance_change=jnp.zeros_like(t), max_ls=jnp.int32(MAX_SEARCH), slack=now.slack(),
@@ -53,7 +55,7 @@ def run(
         x, failed = move(now.x, t, along), (t == 0) & searches
         s = s._replace(d=d, t=t / unit, prev_flat_grad=now.grad, prev_loss=now.loss)
         after = now.after(x, loss, grad, evals, forget(s, failed))
-        still = ~failed & jnp.array([jnp.all(new == old) for new, old in zip(x, now.x, strict=True)]).all()
+        still = ~failed & _same(x, now.x)
         stop = first_of(
             (~after.finite(), Stop.NON_FINITE),
             (max_abs(grad) <= limits.tolerance_grad, Stop.GRADIENT),
@@ -64,6 +66,11 @@ def run(
         return after._replace(slots=after.slots._replace(stop=stop))
 
     return iterate(iteration, at, limits, (~at.finite(), Stop.NON_FINITE))
+
+
+def _same(new: Leaves, old: Leaves) -> jax.Array:
+    """Whether no parameter has moved."""
+    return jnp.array([jnp.all(x == y) for x, y in zip(new, old, strict=True)]).all()
 
 
 def _learn(ys: jax.Array, y: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:

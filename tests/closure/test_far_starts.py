@@ -84,6 +84,15 @@ def test_a_small_loss_is_no_reason_to_stop():
                 np.testing.assert_allclose(end.params, [3, 2], 1e-8)
 
 
+@pytest.mark.parametrize("solver", ["lbfgs", "nonlinear_cg hz"])
+def test_a_gradient_that_moves_no_parameter_by_itself(solver: str):
+    """L-BFGS ended at its start, since a first step of the gradient's length was lost in rounding."""
+    fun = lambda x, scale: scale * jnp.sum((x - 1) ** 2)  # noqa: E731
+    for scale in (1e-20, 1e-30, 1e-36):
+        end = optim.minimize(OPTIMIZERS[solver], fun, jnp.array([3.0, -2.0]), 100, 0.01 * scale, args=(scale,))
+        np.testing.assert_allclose(end.params, 1, atol=0.01)
+
+
 @pytest.mark.parametrize("factory", [optim.lbfgs, lambda lr: optim.nonlinear_cg(lr=lr, line_search=None)])
 def test_without_a_line_search_no_nan_is_returned_in_silence(factory: Any):
     """No length is right for this one: a step jumps out of where the loss is a number, or far away."""
