@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from train.config import Config
+from train.config import Config, flag
 from train.devices import Devices
 from train.errors import UsageError, one_line
 from train.loop import Moment, steps_per_epoch
@@ -28,6 +28,17 @@ def check_devices(config: Config, training: Training) -> None:
             f"--batch-size {config.batch_size}: the {devices} devices do not divide it; write --batch-size {more}, or "
             "let JAX see fewer of them (CUDA_VISIBLE_DEVICES or TPU_VISIBLE_CHIPS)"
         )
+
+
+def without_effect(config: Config, training: Training, examples: int) -> list[str]:
+    """What flags ask for and there is not, a line each."""
+    lines = []
+    if config.limit is not None and config.limit > examples:
+        lines.append(f"--limit {config.limit}: all {examples:,} of {config.dataset} {config.split} are taken")
+    for name in ("shard_params", "shard_optimizer"):
+        if getattr(config, name) and training.devices is None:
+            lines.append(f"{flag(name)}: JAX sees one device, which has all of it")
+    return lines
 
 
 def check_training(config: Config, training: Training, classes: int = 10) -> None:
@@ -71,6 +82,12 @@ def _check_schedule(config: Config, training: Training) -> None:
 def check_run(config: Config, training: Training, examples: int, moment: Moment) -> None:
     """Raise a UsageError for what a run over so many examples, from this moment on, would fail at."""
     _check_total_steps(config, training, examples, moment)
+    steps = total_steps(config, examples)
+    if config.accumulate > steps:
+        raise UsageError(
+            f"--accumulate {config.accumulate}: the run has {steps:,} batches, and so no step of the optimizer; "
+            f"write --accumulate {steps}, or fewer"
+        )
     batch = min(config.batch_size, examples)
     if batch <= LARGE_BATCH:
         return

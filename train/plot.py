@@ -186,7 +186,7 @@ def _rates_axis(axes: Axes, rates: Sequence[np.ndarray]) -> None:
     axes.set_ylabel("learning rate")
     low = min(np.quantile(of, 0.2) for of in rates)  # of a decay, and not of the end of a cosine
     if 0 < low < max(of.max() for of in rates) / LARGE:
-        _logarithmic(axes)
+        _logarithmic(axes, bottom=float(low) / LARGE)
     else:
         axes.set_ylim(bottom=0)
 
@@ -198,11 +198,11 @@ def _loss_axis(axes: Axes, losses: np.ndarray) -> None:
         _logarithmic(axes, top=OUT_OF_SIGHT * float(np.median(positive)))
 
 
-def _logarithmic(axes: Axes, top: float = np.inf) -> None:
-    """Up to `top` at most, with few numbers, but never fewer than two."""
+def _logarithmic(axes: Axes, top: float = np.inf, bottom: float = 0.0) -> None:
+    """From `bottom` and up to `top` at most, with few numbers, but never fewer than two."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
-    high = min(high, top)
+    low, high = max(low, bottom), min(high, top)
     axes.set_ylim(low, high)
     decades = np.log10(high / low)
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if decades > 3 else (1.0, 3.0), numticks=8))

@@ -62,6 +62,8 @@ def _run(config: Config, stopping: Stopping) -> int:
     writes = jax.process_index() == 0
     if training.devices is not None and writes:
         print(training.devices.described)
+    for said in checks.without_effect(config, training, len(examples.train.labels)) if writes else ():
+        output.complain(said)
     if config.resume is None:
         moment = _first(config, training, examples)
         checks.check_run(config, training, len(examples.train.labels), moment)

@@ -185,6 +185,13 @@ def make_scheduler(config: Config) -> Scheduler | None:
             raise UsageError(f"--scheduler-option {config.scheduler_option[0]}: needs a --scheduler")
         return None
     options = scheduler_options(config)
+    parameters = inspect.signature(SCHEDULERS[config.scheduler]).parameters.values()
+    missing = [one.name for one in parameters if one.default is one.empty and one.name not in options]
+    if missing:
+        raise UsageError(
+            f"--scheduler {config.scheduler} with {written(options)}: it needs {' and '.join(missing)}; write "
+            f"--scheduler-option {missing[0]}=VALUE"
+        )
     try:
         return SCHEDULERS[config.scheduler](**options)
     except Exception as error:
@@ -210,7 +217,8 @@ def scheduler_options(config: Config) -> dict[str, Any]:
 
 def _choose(flag: str, name: str, factories: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
     if name not in factories:
-        raise UsageError(f"{flag} {name}: unknown; the {flag[2:]}s are {', '.join(factories)}")
+        none = ", and None for none" if flag == "--scheduler" else ""
+        raise UsageError(f"{flag} {name}: unknown; the {flag[2:]}s are {', '.join(factories)}{none}")
     return factories[name]
 
 

@@ -50,9 +50,8 @@ def chart(title: str, lines: list[Line], ylabel: str, log: bool = False) -> str:
             keep = np.isfinite(line.y) & ((line.y > 0) | (not log))
             style: Any = {"linewidth": 6, "alpha": 0.6} if line.wide else {"linewidth": 1.2}
             marker = "o" if keep.sum() == 1 else None
-            axes.plot(
-                line.x[keep], line.y[keep], color=COLOURS[line.colour], label=line.label, marker=marker, ms=4, **style
-            )
+            label = f"{line.label}: 0" if log and len(line.y) and not line.y.any() else line.label  # it has no curve
+            axes.plot(line.x[keep], line.y[keep], color=COLOURS[line.colour], label=label, marker=marker, ms=4, **style)
         if log and any((line.y > 0).any() for line in lines):
             axes.set_yscale("log")
         axes.set_title(title, loc="left", color=text, fontsize=10, fontweight="bold")

@@ -164,7 +164,11 @@ def test_a_schedule_is_as_long_as_the_run(argv: str, options: tuple[str, ...]) -
         ("--optimizer muon --lr 0.1", "--optimizer muon with lr=0.1: Muon only supports 2D parameters"),
         ("--scheduler cosine", "--scheduler cosine: unknown; the schedulers are .*cosine_annealing_lr"),
         ("--scheduler lambda_lr", "--scheduler lambda_lr: unknown"),
-        ("--scheduler step_lr", "--scheduler step_lr with no options: .*step_size"),
+        (
+            "--scheduler step_lr",
+            "--scheduler step_lr with no options: it needs step_size; write --sched",
+        ),
+        ("--scheduler none", "--scheduler none: unknown; .*, and None for none"),
         ("--scheduler step_lr --scheduler-option step_size=x", r"--scheduler-option step_size=x: .*such as step_size="),
         ("--scheduler-interval step", "--scheduler-interval step: needs a --scheduler"),
         ("--scheduler-option step_size=3", "--scheduler-option step_size=3: needs a --scheduler"),
@@ -213,6 +217,19 @@ def test_errors_are_one_line(
     assert re.match(f"error: {message}", error)
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_has_no_effect_is_said_or_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    argv = "--dataset digits --split test[:4] --batch-size 2 --epochs 1 --quiet"
+    assert command(*argv.split(), "--accumulate", 3, "--run-dir", tmp_path / "run") == 2
+    told = (
+        "error: --accumulate 3: the run has 2 batches, and so no step of the optimizer; write --accumulate 2, or fewer"
+    )
+    assert told in capfd.readouterr().err
+    assert command(*argv.split(), "--limit", 5, "--shard-params", "--run-dir", tmp_path / "run") == 0
+    errors = capfd.readouterr().err.splitlines()
+    assert "--limit 5: all 4 of digits test[:4] are taken" in errors
+    assert "--shard-params: JAX sees one device, which has all of it" in errors
 
 
 def test_a_link_that_leads_nowhere_is_no_place_for_an_export(tmp_path: Path) -> None:
