@@ -169,7 +169,7 @@ def _gather(x: Any, spec: P) -> Any:
     return x if spec == WHOLE else jax.lax.all_gather(x, AXIS, axis=len(spec) - 1, tiled=True)
 
 
-def devices_of(config: Config, devices: Sequence[jax.Device] | None = None) -> Devices | None:
+def devices_of(config: Config, devices: Sequence[Any] | None = None) -> Devices | None:
     """Those that a run is on, by default all that JAX sees, of all processes; None where that is one."""
     devices = jax.devices() if devices is None else devices
     if len(devices) == 1:
