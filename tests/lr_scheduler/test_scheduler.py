@@ -211,7 +211,7 @@ def test_errors_of_options_are_torchs(name: str, options: dict[str, Any]) -> Non
         theirs((name, options), torch.optim.SGD(groups, lr=0.1, momentum=0.9))
     with pytest.raises(type(expected.value)) as actual:
         ours((name, options)).init(STATE)
-    order = " (group 0 is the default group, then come the ParamGroups in order)"
+    order = " (group 0 is the default group, which counts also where it is empty, then come the ParamGroups in order)"
     assert str(actual.value).removesuffix(order) == str(expected.value)
     of_groups = re.search(r"param_groups has|lr_lambdas, but|min_lrs, got", str(expected.value))
     assert str(actual.value).endswith(order) == (of_groups is not None)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ LONG = "--limit 40 --epochs 5000 --quiet"
 
 def begin(folder: Path, *argv: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "train", *LONG.split(), *argv, "--run-dir", str(folder)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A suite that was started in the background may ignore SIGINT, which its processes inherit.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
@@ -75,6 +78,7 @@ def _handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.setattr(stopping, "asked", None)
     monkeypatch.setattr(stopping, "_in_order", False)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # not heard in the background, see begin
     stopping.listen()
     yield
     for number, handler in before.items():
