@@ -35,7 +35,7 @@ BAD = {  # values outside the range of some optimizer; torch says of which
     "t0": [-1.0],
     "beta2_decay": [0.5],
     "d": [0.5],
-    "ns_steps": [100, 1000],
+    "ns_steps": [100, 1000, 2.5],
     "ns_coefficients": [(1.0, 2.0)],
     "adjust_lr_fn": ["other"],
 }

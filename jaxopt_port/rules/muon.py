@@ -1,6 +1,7 @@
 r"""Muon: momentum, made orthogonal by Newton-Schulz iterations."""
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -112,7 +113,7 @@ def check(options: Mapping[str, Any]) -> None:
     check_should_be("weight decay", options["weight_decay"], at_least=0)
     if options["adjust_lr_fn"] not in (None, "original", "match_rms_adamw", "spectral_unclamped"):
         raise ValueError(f"Adjust learning rate function {options['adjust_lr_fn']} is not supported")
-    if options["ns_steps"] >= 100:
+    if operator.index(options["ns_steps"]) >= 100:
         raise ValueError("Number of steps must be less than 100 for computational efficiency")
     dimension_numbers = options["weight_dimension_numbers"]
     if dimension_numbers is not None and (not isinstance(dimension_numbers, tuple) or len(dimension_numbers) != 2):

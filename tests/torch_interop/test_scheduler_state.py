@@ -198,6 +198,8 @@ def test_values_that_are_no_numbers(case: Case) -> None:
         for wrong in (1.5, math.inf, math.nan):
             with pytest.raises(ValueError, match=f"{key} of the state dict is .*, not an integer: step torch's"):
                 load_scheduler(mine.scheduler, {**state_dict, key: wrong}, state, optimizer)
+        with pytest.raises(ValueError, match=f"{key} of the state dict is .*: it is kept as int32"):
+            load_scheduler(mine.scheduler, {**state_dict, key: 2**31}, state, optimizer)
         for wrong in (None, "1", 1j, [1, 2]):
             with pytest.raises(ValueError, match=rf"{key} of the state dict is .*, not a number: pass scheduler\."):
                 load_scheduler(mine.scheduler, {**state_dict, key: wrong}, state, optimizer)

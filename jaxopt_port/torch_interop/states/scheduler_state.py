@@ -239,6 +239,8 @@ def _array(key: str, x: Any, like: Any) -> Any:
         raise ValueError(
             f"{key} of the state dict is {x!r}, not an integer: step torch's scheduler to a whole epoch, then save it"
         )
+    if abs(value) > jnp.iinfo(like.dtype).max:
+        raise ValueError(f"{key} of the state dict is {x!r}: it is kept as {like.dtype}, which holds no such number")
     return jnp.array(int(value), like.dtype)
 
 
