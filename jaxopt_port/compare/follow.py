@@ -285,7 +285,8 @@ class _Following:
                 f"further off than rounding makes it (at most {number(last)} of what is allowed).{random}"
             )
         where = "At the start" if not blamed.step else f"At step {blamed.step:,}"
-        return f"{where} the two part, in the {blamed.stage}: {blamed.sentence}"
+        stage = "" if blamed.stage == "start" else f", in the {blamed.stage}"
+        return f"{where} the two part{stage}: {blamed.sentence}"
 
 
 def _random(trace: Trace) -> str:
