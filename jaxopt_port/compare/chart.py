@@ -39,6 +39,7 @@ def chart(title: str, lines: list[Line], ylabel: str, log: bool = False) -> str:
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9, "font.family": "sans-serif"}
     with matplotlib.rc_context(settings):
@@ -56,6 +57,7 @@ def chart(title: str, lines: list[Line], ylabel: str, log: bool = False) -> str:
             axes.set_yscale("log")
         axes.set_title(title, loc="left", color=text, fontsize=10, fontweight="bold")
         axes.set_xlabel("step", color=text)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.set_ylabel(ylabel, color=text)
         axes.tick_params(colors=text)
         axes.grid(color=grid, linewidth=0.6)
