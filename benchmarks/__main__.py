@@ -1,9 +1,9 @@
 """A step of every optimizer beside torch's and optax's: `python -m benchmarks`, on a GPU with `--device gpu`.
 
-Everything is float32, donated, in one process, and timed in turns: each round takes one step of each contender, after
-one that warms the caches which the last has emptied. What is printed are medians, and ratios of them: below 1 ours is
-faster. The tables go to benchmarks/RESULTS.md, each device's own section, and with `--json FILE` the numbers to a file.
-`--quick` takes the small trees alone, three rounds each.
+Everything is float32, donated, in one process, and timed in turns: each round takes one step of each contender, in an
+order drawn anew, after one that warms the caches which the last has emptied. What is printed are medians, and ratios of
+them: below 1 ours is faster. The tables go to benchmarks/RESULTS.md, each device's own section, and with `--json FILE`
+the numbers to a file. `--quick` takes the small trees alone, three rounds each.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import gc
 import json
 import os
 import platform
+import random
 import statistics
 import sys
 import time
@@ -46,11 +47,12 @@ def measure(name: str, shapes: Shapes, arguments: argparse.Namespace, inside: bo
                 raise
             row["missing"][column] = str(error).splitlines()[0]
     times: dict[str, list[tuple[float, float]]] = {column: [] for column in steps}
-    end = time.perf_counter() + arguments.seconds
+    end, order, drawn = time.perf_counter() + arguments.seconds, list(steps.items()), random.Random(0)
     for done in range(arguments.rounds):
         if done >= 3 and time.perf_counter() > end:
             break
-        for column, step in steps.items():
+        drawn.shuffle(order)  # what steps after torch shares the cores with threads of torch's that still wait
+        for column, step in order:
             step.dispatch()
             step.wait()
             start = time.perf_counter()
