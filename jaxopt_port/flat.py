@@ -1,6 +1,6 @@
 """flat: the same optimizer, with the state of a group's parameters as one vector a dtype."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -15,7 +15,7 @@ from jaxopt_port.hyper import find_state, replace_state
 from jaxopt_port.lift import Leaf, Lifted
 from jaxopt_port.optimizer import Algorithm, Optimizer, OptState, algorithm_of, check_optimizer
 from jaxopt_port.param_groups import ParamGroup, leaf_paths
-from jaxopt_port.rule import Rule, is_sparse
+from jaxopt_port.rule import is_sparse
 from jaxopt_port.scalars import float64
 from jaxopt_port.sharding import is_abstract, replicated, sharded_as
 
@@ -141,15 +141,9 @@ class Joined(Lifted):
 class Flat(Lifted):
     """A rule with its groups, whose state is in vectors. It steps by vectors if it can, else by leaves."""
 
-    def __init__(
-        self,
-        rule: Rule,
-        options: Mapping[str, Any],
-        param_groups: Sequence[ParamGroup],
-        added: Sequence[ParamGroup] = (),
-    ):
-        super().__init__(rule, options, param_groups, added)
-        self.joined = Joined(rule, options, param_groups, added)
+    def __init__(self, *given: Any):
+        super().__init__(*given)
+        self.joined = Joined(*given)
         self.joined.has_begun = True  # it gets states that were looked at here
 
     def __repr__(self) -> str:

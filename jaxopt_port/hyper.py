@@ -19,6 +19,11 @@ def _is_state(x: Any) -> bool:
     return isinstance(x, OptState)
 
 
+def states_in(state: Any) -> list[OptState]:
+    """All OptStates in a pytree."""
+    return [x for x in jax.tree.leaves(state, is_leaf=_is_state) if _is_state(x)]
+
+
 def find_state(state: Any) -> OptState:
     """The one OptState inside a chain's state, a TrainState or any other pytree.
 
@@ -40,7 +45,7 @@ def find_state(state: Any) -> OptState:
     """
     if isinstance(state, optax.GradientTransformation):
         raise TypeError("this is the optimizer: pass its state, which optimizer.init(params) returns")
-    found = [x for x in jax.tree.leaves(state, is_leaf=_is_state) if _is_state(x)]
+    found = states_in(state)
     if not found:
         raise ValueError(
             f"expected one OptState in the state, found 0 in a {type(state).__name__}: pass what "

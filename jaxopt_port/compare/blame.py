@@ -162,10 +162,8 @@ def told(differ: Mapping[str, tuple[Any, Any]]) -> str:
 
 def by_options(port: Port, step: Step, state: Tree, trainable: Tree, name: str) -> tuple[str, str] | None:
     """The options of a parameter that are not torch's, and whether the update or the schedule is to blame."""
-    differ, schedule = (
-        differing(port, step, (port.hyper(state, trainable) or {}).get(name, {}), name),
-        rates(port, name),
-    )
+    schedule = rates(port, name)
+    differ = differing(port, step, (port.hyper(state, trainable) or {}).get(name, {}), name)
     if not differ:
         return None
     if "lr" in differ and len(set(schedule)) > 1:

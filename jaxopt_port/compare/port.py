@@ -13,7 +13,7 @@ from jax.experimental.sparse import BCOO
 from jaxopt_port import EveryKState, OptState, get_hyper, optimizers, torch_interop
 from jaxopt_port.compare.stepping import Scheduled, Several, step_of
 from jaxopt_port.compare.trace import Arrays, Step, Trace
-from jaxopt_port.hyper import find_state, replace_state
+from jaxopt_port.hyper import find_state, replace_state, states_in
 from jaxopt_port.param_groups import leaf_paths
 from jaxopt_port.torch_interop import layout
 from jaxopt_port.torch_interop.layouts.layout import weight_leaves
@@ -54,9 +54,8 @@ class Port:
         names = [str(entry.source.name) for entry in self.mapping.entries]
         self.names: list[str] = [n for n in dict.fromkeys(names) if not n.endswith(layout.STATISTICS)]
         self.statistics = [n for n in dict.fromkeys(names) if n.endswith(layout.STATISTICS)]
-        kinds = [each["kind"] for each in trace.optimizers for group in each["groups"] for _ in group["names"]]
-        stepped = [name for each in trace.optimizers for group in each["groups"] for name in group["names"]]
-        self.sparse = {name for name, kind in zip(stepped, kinds, strict=True) if kind == "SparseAdam"}
+        sparse = [each["groups"] for each in trace.optimizers if each["kind"] == "SparseAdam"]
+        self.sparse = {name for groups in sparse for group in groups for name in group["names"]}
         self._step = step_of(self.optimizer)
         self.closures = any(each["kind"] == "LBFGS" for each in trace.optimizers)
         inner = self.optimizer.optimizer if isinstance(self.optimizer, Scheduled) else self.optimizer
@@ -174,12 +173,12 @@ class Port:
     def _filled(self, state: Any, states: dict[str, Arrays], number: int, step: Step, trainable: Tree) -> Any:
         """The state of one optimizer with the moments of torch's of that number."""
         loaded, own = self._loaded(states, number, step, trainable), find_state(state)
-        if jax.tree.structure((own.steps, own.slots)) != jax.tree.structure((loaded.steps, loaded.slots)):
+        if not _are_alike(own, loaded):
             kind = self.trace.optimizers[number]["kind"]
             raise ValueError(
                 f"it keeps other arrays than torch's {kind}: make it with torch's options, such as amsgrad"
             )
-        if jax.tree.map(jnp.shape, own.slots) != jax.tree.map(jnp.shape, loaded.slots):
+        if not _have_one_shape(own, loaded):
             raise ValueError(FACTORED)
         return replace_state(state, own._replace(steps=loaded.steps, slots=loaded.slots))
 
@@ -204,12 +203,14 @@ class Port:
     def factored_otherwise(self, state: Any, step: Step, trainable: Tree) -> str:
         """What is to be said of an Adafactor whose factors are along other axes than torch's; nothing of another."""
         try:
-            for i, own in enumerate(state if isinstance(self.optimizer, Several) else [state]):
-                if self.trace.optimizers[i]["kind"] == "Adafactor":
-                    self._filled(own, {}, i, step, trainable)
-        except ValueError as error:
-            return FACTORED if str(error) == FACTORED else ""
-        return ""
+            pairs = [
+                (find_state(own), self._loaded({}, i, step, trainable))
+                for i, own in enumerate(state if isinstance(self.optimizer, Several) else [state])
+                if self.trace.optimizers[i]["kind"] == "Adafactor"
+            ]
+        except ValueError:  # of optax, or several in one state
+            return ""
+        return FACTORED if any(_are_alike(*pair) and not _have_one_shape(*pair) for pair in pairs) else ""
 
     def step(self, grads: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
         """A step; what SparseAdam steps in torch has a gradient of the rows that the batch used."""
@@ -247,7 +248,7 @@ class Port:
 
     def _live(self, state: Any) -> dict[str, dict[str, Any]] | None:
         """What can be read in the state alone, of a chain, a mask or optax.partition: by whose arrays a part keeps."""
-        found = [x for x in jax.tree.leaves(state, is_leaf=_is_state) if _is_state(x)]
+        found = states_in(state)
         if len(found) == 1:
             return dict.fromkeys(self.names, _alike(found[0]))
         paths = {entry.path: str(entry.source.name) for entry in self.mapping.entries}
@@ -283,6 +284,15 @@ def _alike(state: OptState) -> dict[str, Any]:
     """The live options that all groups share."""
     groups = get_hyper(state)
     return {key: value for key, value in groups[0].items() if all(g.get(key) == value for g in groups)}
+
+
+def _are_alike(one: OptState, other: OptState) -> bool:
+    """Whether two states keep the same arrays."""
+    return jax.tree.structure((one.steps, one.slots)) == jax.tree.structure((other.steps, other.slots))
+
+
+def _have_one_shape(one: OptState, other: OptState) -> bool:
+    return jax.tree.map(jnp.shape, one.slots) == jax.tree.map(jnp.shape, other.slots)
 
 
 def used_rows(grad: jax.Array) -> BCOO:
@@ -345,10 +355,6 @@ def _replaced(rest: Tree, changed: Tree) -> Tree:
     new = dict(zip(leaf_paths(changed), jax.tree.leaves(changed), strict=True))
     old, treedef = jax.tree.flatten(rest)
     return treedef.unflatten([new.get(path, leaf) for path, leaf in zip(leaf_paths(rest), old, strict=True)])
-
-
-def _is_state(x: Any) -> bool:
-    return isinstance(x, OptState)
 
 
 def _finds(state: Any, kind: type) -> bool:

@@ -81,24 +81,7 @@ def recorded(path: Path, make: Any, dropped: float = 0.0, **options: Any) -> Non
     """A few steps of a small network; `options` are the recorder's."""
     torch.manual_seed(0)
     model = TorchNet(dropped)
-    optimizer = make(model)
-    with torch_side.record(model, optimizer, path, **options) as r:
-        for _ in range(STEPS):
-            x, y = torch.randn(12, 5), torch.randint(0, 3, (12,))
-            r.batch(x=x, y=y)
-
-            def closure(x: Any = x, y: Any = y) -> Any:
-                optimizer.zero_grad()
-                loss = torch.nn.functional.cross_entropy(model(x), y)
-                r.loss(loss)
-                loss.backward()
-                return loss
-
-            if isinstance(optimizer, torch.optim.LBFGS):
-                optimizer.step(closure)
-            else:
-                closure()
-                optimizer.step()
+    torch_side.record_classifier(model, [make(model)], path, STEPS, **options)
 
 
 def followed(path: Path, optimizer: Any, dropped: float = 0.0, **more: Any) -> compare.Followed:

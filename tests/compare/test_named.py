@@ -43,27 +43,7 @@ def recorded(path: Path, make: Any, clip: float = 0.0) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     model = TorchNet()
-    optimizers = make(model)
-    with torch_side.record(model, optimizers, path) as r:
-        for _ in range(STEPS):
-            x, y = torch.randn(12, 5), torch.randint(0, 3, (12,))
-            r.batch(x=x, y=y)
-
-            def closure(x: Any = x, y: Any = y) -> Any:
-                model.zero_grad()
-                loss = torch.nn.functional.cross_entropy(model(x), y)
-                r.loss(loss)
-                loss.backward()
-                if clip:
-                    torch.nn.utils.clip_grad_value_(model.parameters(), clip)
-                return loss
-
-            for optimizer in optimizers:
-                if isinstance(optimizer, torch.optim.LBFGS):
-                    optimizer.step(closure)
-                else:
-                    closure() if optimizer is optimizers[0] else None
-                    optimizer.step()
+    torch_side.record_classifier(model, make(model), path, STEPS, clip)
 
 
 def followed(path: Path, optimizer: Any, net: Any = None, **more: Any) -> compare.Followed:

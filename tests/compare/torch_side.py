@@ -190,3 +190,29 @@ def made(name: str, model: nn.Module) -> tuple[list[Any], list[Any], int, float]
     rest = [p for p in model.parameters() if p.ndim != 2]
     muon = torch.optim.Muon(matrices, lr=2e-2, adjust_lr_fn="match_rms_adamw")
     return [muon, torch.optim.AdamW(rest, lr=3e-3)], [], 1, 0.0
+
+
+def record_classifier(
+    model: Any, optimizers: list[Any], path: Path, steps: int, clip: float = 0.0, **options: Any
+) -> None:
+    """Some steps of a model of five numbers and three classes; `clip` is a value, `options` are the recorder's."""
+    with record(model, optimizers, path, **options) as r:
+        for _ in range(steps):
+            x, y = torch.randn(12, 5), torch.randint(0, 3, (12,))
+            r.batch(x=x, y=y)
+
+            def closure(x: Any = x, y: Any = y) -> Any:
+                model.zero_grad()
+                loss = torch.nn.functional.cross_entropy(model(x), y)
+                r.loss(loss)
+                loss.backward()
+                if clip:
+                    torch.nn.utils.clip_grad_value_(model.parameters(), clip)
+                return loss
+
+            if isinstance(optimizers[0], torch.optim.LBFGS):
+                optimizers[0].step(closure)
+                continue
+            closure()
+            for optimizer in optimizers:
+                optimizer.step()
