@@ -4,8 +4,8 @@
 copies that the program launches, temporary bytes a parameter byte, seconds to compile. `train`: the launches of a
 step of `python -m train` inside its scan, by batch size.
 
-XLA compiles for a described device as for one that is there, but that it chooses between algorithms by timing them: that
-is off here. Nothing is run: these are counts, not times.
+XLA compiles for a described device as for one that is there, but that it chooses between algorithms by timing them,
+which is off here. Nothing is run: these are counts, not times.
 """
 
 import argparse
