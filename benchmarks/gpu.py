@@ -2,7 +2,8 @@
 
 `steps`: a step of every optimizer by leaves and flat, and optax's: the buffers that go in and out, the kernels and
 copies that the program launches, temporary bytes a parameter byte, seconds to compile. `train`: the launches of a
-step of `python -m train` inside its scan, by batch size.
+step of `python -m train` inside its scan, by batch size. `arithmetic`: the operations that round in the machine code
+(PTX) of every elementwise optimizer's step, and of `exact`'s: `.rn` are IEEE's, `.approx` and `.full` are not.
 
 XLA compiles for a described device as for one that is there, but that it chooses between algorithms by timing them,
 which is off here. Nothing is run: these are counts, not times.
@@ -12,9 +13,11 @@ import argparse
 import math
 import os
 import re
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ |= {"CUDA_VISIBLE_DEVICES": "-1", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "JAX_PLATFORMS": "cpu"}
@@ -25,7 +28,8 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from benchmarks.contenders import OPTAX, Shapes, is_elementwise, of_optax, ours
+import jaxopt_port as optim
+from benchmarks.contenders import OPTAX, OPTIONS, Shapes, is_elementwise, of_optax, ours
 from benchmarks.shapes import MODELS, layout
 
 # An H100 SXM, from NVIDIA's data sheet and CUDA's device query.
@@ -55,10 +59,11 @@ dnn_version_info { major: 9 minor: 8 }
 runtime_version { major: 12 minor: 9 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
-PARTS = ("steps", "train")
+PARTS = ("steps", "train", "arithmetic")
 BATCHES = (1, 64, 512)
 ARRAYS = ("160 x 156k", "1,000 x 10k")
 NO_LAUNCH = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "after-all", "iota"}
+ROUNDING = re.compile(r"^\s+(?:@%\w+ )?((?:fma|mul|add|sub|div|sqrt|rcp|rsqrt|ex2|lg2)\.[\w.]*f(?:32|64))", re.M)
 INSTRUCTION = re.compile(r"\s+(?:ROOT )?%[\w.\-]+ = (?:\(.*?\)(?= [\w\-]+\()|\S+) ([\w\-]+)\(")
 
 
@@ -132,6 +137,25 @@ def steps(place: Sharding, names: list[str]) -> None:
                 print(f"| {' | '.join(cells)} |", flush=True)
 
 
+def arithmetic(place: Sharding) -> None:
+    print("| step | operations that round |\n|---|---|")
+    for name in filter(is_elementwise, optim.optimizers):
+        optimizer = optim.optimizers[name](**OPTIONS.get(name, {}))
+        for form, each in {name: optimizer, f"exact({name})": optim.exact(optimizer)}.items():
+            params = jnp.zeros(4096)
+            found = ", ".join(f"{number} {kind}" for kind, number in rounding(place, each, params).items())
+            print(f"| {form} | {found} |", flush=True)
+
+
+def rounding(place: Sharding, optimizer: optim.Optimizer, params: jax.Array) -> Counter[str]:
+    arguments = params, jax.eval_shape(optimizer.init, params), params
+    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        jax.jit(lambda p, s, g: optimizer.step(g, s, p)).lower(*placed).compile({"xla_dump_to": folder})
+        text = "".join(path.read_text() for path in Path(folder).glob("*.ptx"))
+    return Counter(sorted(ROUNDING.findall(text)))
+
+
 def train_step(place: Sharding, batch: int, scanned: int) -> Program:
     """`scanned` steps of `python -m train` in a scan, as it takes them on a GPU."""
     from train.command_line import parse
@@ -167,7 +191,7 @@ def train(place: Sharding) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", help="steps, train; by default both")
+    parser.add_argument("what", nargs="*", help="steps, train, arithmetic; by default all")
     parser.add_argument("--optimizers", nargs="+", default=["adamw", "sgd"])
     arguments = parser.parse_args()
     if unknown := set(arguments.what) - set(PARTS):
@@ -177,6 +201,8 @@ def main() -> None:
         steps(place, arguments.optimizers)
     if "train" in (arguments.what or PARTS):
         train(place)
+    if "arithmetic" in (arguments.what or PARTS):
+        arithmetic(place)
 
 
 if __name__ == "__main__":

@@ -28,10 +28,15 @@ ROUND_NOTHING = frozenset(
         "convert_element_type",
         "copy",
         "max",
+        "mesh_cast",
         "min",
         "neg",
+        "pcast",
+        "pvary",
         "reshape",
+        "reshard",
         "select_n",
+        "sharding_constraint",
         "sign",
         "slice",
         "squeeze",
@@ -160,7 +165,8 @@ def _apply(name: str, eqn: Any, ins: Sequence[Value]) -> Value:
         return Choice(ins[0].array, ins[1:])
     is_number = all(x.is_number for x in (ins[1:] if operation == "select_n" else ins))
     if operation in ROUND_NOTHING or not jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.inexact):
-        return Known(eqn.primitive.bind(*(x.array for x in ins), **eqn.params), is_number)
+        new = eqn.primitive.bind(*(x.array for x in ins), **eqn.params)
+        return Known(new[0] if eqn.primitive.multiple_results else new, is_number)
     if operation == "square" or (operation == "integer_pow" and eqn.params["y"] == 2):
         operation, ins = "mul", [ins[0], ins[0]]
     if not is_float32 or operation not in OPERATIONS:

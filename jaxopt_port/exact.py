@@ -32,10 +32,11 @@ def exact(optimizer: Optimizer) -> Optimizer:
     ===================================  ==========================================================
 
     **What is proven**: on a CPU, 0 of 10^6 elements of each rule's parameters and state differ in three steps from
-    torch's own optimizers with each of their operations done in this arithmetic (`tests/test_exact_steps.py`). On a
-    GPU it is unmeasured. torch's bits for SGD, ASGD and Rprop need only the first line of the table, which was measured
-    (torch's CUDA bits for them are its CPU's); the other lines are from torch's sources and were not compared with a
-    GPU's numbers.
+    torch's own optimizers with each of their operations done in this arithmetic (`tests/test_exact_steps.py`). In the
+    machine code that XLA makes of a step for an H100 every operation on arrays is rounded as IEEE says, to the nearest
+    (`python -m benchmarks.gpu arithmetic`). On a GPU it was not run. torch's bits for SGD, ASGD and Rprop need only the
+    first line of the table, which was measured (torch's CUDA bits for them are its CPU's); the other lines are from
+    torch's sources and were not compared with a GPU's numbers.
 
     It costs float64 arithmetic for each division, root and multiply-add, at half rate on a data-centre GPU and at 1/32
     or 1/64 on a consumer's (not measured), and compilation: RMSprop takes seconds. On a CPU it serves to look at what a

@@ -271,6 +271,29 @@ def test_flat_every_k_donation_and_a_loop(name):
     assert_same_bits(run(every, given)[0], expected[0])
 
 
+@pytest.mark.parametrize("name", ELEMENTWISE)
+@pytest.mark.parametrize("mapped", [False, True], ids=["jit", "shard_map"])
+def test_on_a_mesh(mapped, name):
+    """Where JAX says by operations of its own how arrays are divided, and over which axes they vary."""
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    exact, given = optim.exact(optim.optimizers[name]()), [grads(0), grads(1)]
+    expected = run(exact, given)
+    axes = {"bias": ("data",), "kernel": (None, "data"), "scale": ()}
+    with jax.set_mesh(mesh):
+        places = {k: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*v)) for k, v in axes.items()}
+        params, state, step = jax.device_put(PARAMS, places), exact.init(PARAMS), exact.step
+        if mapped:
+            specs = jax.tree.map(lambda place: place.spec, places)
+            scalars = jax.tree.map(lambda _: jax.sharding.PartitionSpec(), state)
+            slots = state.slots._replace(**{k: specs for k, v in state.slots._asdict().items() if v is not None})
+            of_state = scalars._replace(slots=slots)
+            state = jax.device_put(state, jax.tree.map(lambda spec: jax.sharding.NamedSharding(mesh, spec), of_state))
+            step = jax.shard_map(step, in_specs=(specs, of_state, specs), out_specs=(specs, of_state))
+        for each in given:
+            params, state = jax.jit(step)(jax.device_put(each, places), state, params)
+    assert_same_bits((params, state), expected)
+
+
 def test_the_ordinary_step_stays_as_it_is():
     plain = optim.rmsprop()
     before = run(plain, [grads(0), grads(1)])
