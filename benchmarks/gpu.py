@@ -3,7 +3,8 @@
 `steps`: a step of every optimizer by leaves and flat, and optax's: the buffers that go in and out, the kernels and
 copies that the program launches, temporary bytes a parameter byte, seconds to compile. `train`: the launches of a
 step of `python -m train` inside its scan, by batch size. `arithmetic`: the operations that round in the machine code
-(PTX) of every elementwise optimizer's step, and of `exact`'s: `.rn` are IEEE's, `.approx` and `.full` are not.
+(PTX) of every elementwise optimizer's step, and of `exact`'s: `.rn` are IEEE's, `.approx` and `.full` are not. `zero1`:
+`python -m benchmarks.zero1` for so many H100s, eight in a host.
 
 XLA compiles for a described device as for one that is there, but that it chooses between algorithms by timing them,
 which is off here. Nothing is run: these are counts, not times.
@@ -25,10 +26,12 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 import jaxopt_port as optim
+from benchmarks import zero1
 from benchmarks.contenders import OPTAX, OPTIONS, Shapes, is_elementwise, of_optax, ours
 from benchmarks.shapes import MODELS, layout
 
@@ -59,8 +62,9 @@ dnn_version_info { major: 9 minor: 8 }
 runtime_version { major: 12 minor: 9 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
-PARTS = ("steps", "train", "arithmetic")
+PARTS = ("steps", "train", "arithmetic", "zero1")
 BATCHES = (1, 64, 512)
+DEVICES = (8, 256, 4096)
 ARRAYS = ("160 x 156k", "1,000 x 10k")
 NO_LAUNCH = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "after-all", "iota"}
 ROUNDING = re.compile(r"^\s+(?:@%\w+ )?((?:fma|mul|add|sub|div|sqrt|rcp|rsqrt|ex2|lg2)\.[\w.]*f(?:32|64))", re.M)
@@ -81,10 +85,10 @@ class Program(NamedTuple):
         return self.compiled.memory_analysis().temp_size_in_bytes
 
 
-def device() -> Sharding:
-    """The described GPU, as the place of every array."""
-    topology = topologies.get_topology_desc(platform="cuda", target_config=H100, topology="1x1x1")
-    return NamedSharding(Mesh(topology.devices, "x"), PartitionSpec())
+def described(hosts: int, a_host: int) -> Mesh:
+    """GPUs that are not there."""
+    topology = topologies.get_topology_desc(platform="cuda", target_config=H100, topology=f"1x{hosts}x{a_host}")
+    return Mesh(np.array(topology.devices), ("data",), axis_types=(AxisType.Auto,))
 
 
 def compiled_for(place: Sharding, function: Callable[..., Any], arguments: Any, donated: Any = ()) -> Program:
@@ -191,18 +195,23 @@ def train(place: Sharding) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", help="steps, train, arithmetic; by default all")
+    parser.add_argument("what", nargs="*", help=f"{', '.join(PARTS)}; by default all")
     parser.add_argument("--optimizers", nargs="+", default=["adamw", "sgd"])
     arguments = parser.parse_args()
     if unknown := set(arguments.what) - set(PARTS):
         parser.error(f"there is no {unknown.pop()!r}: the parts are {', '.join(PARTS)}")
-    place = device()
-    if "steps" in (arguments.what or PARTS):
+    what = arguments.what or PARTS
+    place = NamedSharding(described(1, 1), PartitionSpec())
+    if "steps" in what:
         steps(place, arguments.optimizers)
-    if "train" in (arguments.what or PARTS):
+    if "train" in what:
         train(place)
-    if "arithmetic" in (arguments.what or PARTS):
+    if "arithmetic" in what:
         arithmetic(place)
+    if "zero1" in what:
+        zero1.print_head()
+        for devices in DEVICES:
+            zero1.compiled_table(described(devices // 8, 8), devices)
 
 
 if __name__ == "__main__":

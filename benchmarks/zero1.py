@@ -1,9 +1,9 @@
 """The collectives of a data-parallel AdamW step and their bytes: replicated, optax with `out_shardings`, ZeRO-1.
 
 `python -m benchmarks.zero1 [--devices 8 256]` compiles each for so many virtual CPU devices, in a process for each
-number, and prints a Markdown table. Nothing is run. The program is that of a CPU; a GPU's or TPU's compiler joins the
-collectives of one kind. `--devices 4096` only lowers (ZeRO-1's collectives are in the program before it is compiled,
-the other two's are not).
+number, and prints a Markdown table. Nothing is run. The program is that of a CPU; `python -m benchmarks.gpu zero1` is
+this table for GPUs, whose compiler joins the collectives of one kind. `--devices 4096` only lowers (ZeRO-1's
+collectives are in the program before it is compiled, the other two's are not).
 """
 
 import argparse
@@ -28,13 +28,15 @@ def payloads(hlo: str, devices: int) -> list[tuple[str, int]]:
     payloads = []
     for line in hlo.splitlines():
         found = re.search(
-            r"= (.*?) (all-reduce|reduce-scatter|all-gather|collective-permute|all-to-all)(?:-start)?\(", line
+            r"= (.*?) (all-reduce|reduce-scatter|all-gather|collective-permute|all-to-all)(-start)?\(", line
         )
         if found:
-            result, kind = found.groups()
+            result, kind, starts = found.groups()
+            shapes = re.findall(r"(\w+)\[([\d,]*)\]", result)
+            if starts and kind in ("reduce-scatter", "all-gather"):
+                shapes = shapes[len(shapes) // 2 :]  # one that runs beside others names its operands first
             size = sum(
-                BYTES[dtype] * int(np.prod([int(n) for n in shape.split(",") if n] or [1]))
-                for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", result)
+                BYTES[dtype] * int(np.prod([int(n) for n in shape.split(",") if n] or [1])) for dtype, shape in shapes
             )
             payloads.append((kind, size * devices if kind == "reduce-scatter" else size))
     return payloads
@@ -128,13 +130,22 @@ def table(devices: int) -> None:
             found = lowered_collectives(traced.lower(lowering_platforms=("cuda",)).as_text())
             print(f"| {devices:,} | {name}, lowered | {' | '.join(str(found[kind]) for kind in KINDS)} | |", flush=True)
         return
-    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
+    compiled_table(jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,)), devices)
+
+
+def compiled_table(mesh: Any, devices: int) -> None:
     for name, traced in programs(mesh, devices).items():
         compiled = traced.lower().compile()
         found = collectives(compiled.as_text() or "", devices)
         cells = [f"{n} ({sent / 1e6:.2f} MB)" if n else "0" for n, sent in found.values()]
         arguments = compiled.memory_analysis().argument_size_in_bytes / 1e6
         print(f"| {devices:,} | {name} | {' | '.join(cells)} | {arguments:.2f} |", flush=True)
+
+
+def print_head() -> None:
+    size = LAYERS * (WIDTH + 1) * WIDTH * 4 / 1e6
+    print(f"AdamW, {2 * LAYERS} arrays, {size:.2f} MB of parameters; bytes sent by a device.\n")
+    print(f"| devices | step | {' | '.join(KINDS)} | a device's arguments, MB |\n|{'---|' * 6}", flush=True)
 
 
 def main() -> None:
@@ -145,9 +156,7 @@ def main() -> None:
     if arguments.here:
         table(arguments.devices[0])
         return
-    size = LAYERS * (WIDTH + 1) * WIDTH * 4 / 1e6
-    print(f"AdamW, {2 * LAYERS} arrays, {size:.2f} MB of parameters; bytes sent by a device.\n")
-    print(f"| devices | step | {' | '.join(KINDS)} | a device's arguments, MB |\n|{'---|' * 6}", flush=True)
+    print_head()
     for devices in arguments.devices:
         flags = f"--xla_force_host_platform_device_count={devices if devices <= COMPILED_UP_TO else 1}"
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}

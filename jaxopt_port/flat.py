@@ -205,9 +205,7 @@ class Flat(Lifted):
         new, state = self.joined.step(joined(lambda leaf: leaf.g), state, old)
         for part in parts:
             inside = [leaves[leaf] for leaf in part.leaves]
-            # Or XLA on a GPU would compute the step once more in the kernels that take the vector apart.
-            vector = jax.lax.optimization_barrier(new[part.group][part.dtype])
-            for leaf, p in zip(inside, _split(vector, [leaf.p for leaf in inside]), strict=True):
+            for leaf, p in zip(inside, _split(new[part.group][part.dtype], [leaf.p for leaf in inside]), strict=True):
                 leaf.p = p
         return leaves, state
 
