@@ -3,6 +3,7 @@
 import runpy
 from pathlib import Path
 
+from benchmarks.zero1 import collectives
 from tests.helpers import assert_close, run_in_process
 
 FLAGS = "--xla_force_host_platform_device_count=8"
@@ -15,7 +16,6 @@ def check_zero1() -> None:
     from jax.sharding import PartitionSpec as P
 
     import jaxopt_port as optim
-    from benchmarks.zero1 import collectives
     from examples.zero1 import AXIS, loss_fn, whole, zero1
 
     mesh = jax.make_mesh((8,), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
@@ -52,6 +52,19 @@ def check_zero1() -> None:
 
 def test_zero1():
     run_in_process(check_zero1, FLAGS)
+
+
+def test_bytes_of_what_runs_beside_others():
+    """As a GPU's programs have it: the operands, then the results."""
+    scatter = "  %a = ((f32[8,4]{1,0}, f32[8]{0}), (f32[4]{0}, f32[1]{0})) reduce-scatter-start(%x, %y), channel_id=1"
+    gather = "  %b = (f32[4]{0}, f32[32]{0}) all-gather-start(%z), channel_id=2"
+    reduce = "  %c = f32[6]{0} all-reduce-start(%w), channel_id=3"
+    expected = {
+        "all-reduce": (1, 2 * 24 * 7 // 8),
+        "reduce-scatter": (1, 160 * 7 // 8),
+        "all-gather": (1, 128 * 7 // 8),
+    }
+    assert collectives("\n".join((scatter, gather, reduce)), 8) == expected
 
 
 def run_example() -> None:
