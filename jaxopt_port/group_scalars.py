@@ -90,12 +90,25 @@ def _rounded(c: Scalars, dtype: Any, apart: bool) -> list[Scalars]:
     compiled one by one (100 leaves of one shape: 4 s against 0.5). A reduction XLA never repeats, so what goes through
     one is an array of its own. Adding -0.0 changes no bit.
     """
-    stacked = _once(jnp.stack(jnp.broadcast_arrays(*(value.astype(dtype) for value in c.values()))))
+    stacked = _once(_stack([value.astype(dtype) for value in c.values()]))
     whole = stacked.ndim == 1 or not apart
     columns = [stacked] if whole else [_once(stacked[:, at]) for at in range(stacked.shape[1])]
     return [
         {name: x != 0 if c[name].dtype == bool else x for name, x in zip(c, column, strict=True)} for column in columns
     ]
+
+
+def _stack(xs: list[jax.Array]) -> jax.Array:
+    """`jnp.stack`, as a choice: XLA on a CPU makes a kernel of each array that it concatenates, and one of all this.
+
+    From nine kernels on it hands them to threads, which in a step of a small tree takes most of the time.
+    """
+    xs = jnp.broadcast_arrays(*xs)
+    at = jax.lax.broadcasted_iota(jnp.int32, (len(xs), *xs[0].shape), 0)
+    stacked = jnp.zeros(at.shape, xs[0].dtype)
+    for index, x in enumerate(xs):
+        stacked = jnp.where(at == index, x, stacked)
+    return stacked
 
 
 def _once(x: jax.Array) -> jax.Array:

@@ -115,7 +115,7 @@ def to_float64(number: Number) -> jax.Array:
     (parts,) = jax.tree.leaves(number)  # nnx.Optimizer puts a box around the array
     with float64():
         parts = jnp.asarray(parts).astype(jnp.float64)
-        return jnp.sum(parts[..., :3], -1) * parts[..., 3]
+        return (parts[..., 0] + parts[..., 1] + parts[..., 2]) * parts[..., 3]
 
 
 def to_numpy(number: Number) -> np.ndarray:
