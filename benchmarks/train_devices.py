@@ -81,7 +81,7 @@ def wanted(config: Config, devices: int) -> dict[str, int]:
     for leaf in jax.tree.leaves(params):
         sizes[shards and any(size % devices == 0 for size in leaf.shape)].append(4 * leaf.size)
     metrics = 8  # the loss and how many are right
-    norms = 8 * len(sizes[True]) if config.shard_params else 0  # of each its largest number and a sum
+    norms = 8 * len(sizes[True]) if config.shard_params else 0  # of each a sum, in float64
     divided = {"reduce-scatter": sum(sizes[True]), "all-gather": sum(sizes[True])} if shards else {}
     return {"all-reduce": sum(sizes[False]) + metrics + norms, **divided}
 

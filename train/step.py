@@ -32,14 +32,10 @@ class Metrics(NamedTuple):
     correct: Int[Array, ""]  # how many were classified correctly
 
 
-class Record(NamedTuple):
-    """What a step says, or some in a row. All of it is from before the step."""
-
-    loss: Float[Array, "*steps"]
-    correct: Int[Array, "*steps"]
-    lr: Float64[Array, "*steps groups"]  # the learning rate of each parameter group
-    norms: Float[Array, "*steps layers"]  # the norm of each layer's parameters
-
+# What a step says, or some in a row: the loss, how many pictures were classified correctly, the learning rate of each
+# parameter group, the norm of each layer's parameters. All of it is from before the step. One array is one launch on a
+# GPU, and one buffer to read.
+Record = Float64[Array, "*steps columns"]
 
 Step = Callable[[State, Any, Any, Any], tuple[State, Record]]
 
@@ -76,7 +72,7 @@ def make_step(training: Training) -> Step:
         if training.average is not None:
             averaged = training.average.update(averaged, params)
         moved = _where_stepped(new[0], (opt_state, sched, averaged), new)
-        state, record = State(params, *moved), Record(metrics.loss, metrics.correct, lr, norms)
+        state, record = State(params, *moved), _record(metrics, lr, norms)
         if devices is None:
             return state, record
         with float64():
@@ -85,16 +81,19 @@ def make_step(training: Training) -> Step:
     return step
 
 
-def layer_norms(params: Params) -> Float[Array, " layers"]:
-    """The Euclidean norm of each layer's parameters, by the layers' names in alphabetical order."""
-    norms = [jnp.stack([_norm(leaf) for leaf in jax.tree.leaves(layer)]) for _, layer in sorted(params.items())]
-    return jnp.stack([_norm(norm) for norm in norms])
+def _record(metrics: Metrics, lr: Float64[Array, " groups"], norms: Float64[Array, " layers"]) -> Record:
+    with float64():
+        return jnp.concatenate([jnp.stack([x.astype(jnp.float64) for x in metrics]), lr, norms])
 
 
-def _norm(x: Float[Array, "..."]) -> Float[Array, ""]:
-    """Of numbers whose squares may be too large for a float32."""
-    largest = jnp.abs(x).max()
-    return largest * jnp.sqrt(jnp.square(x / jnp.where(largest > 0, largest, 1)).sum())
+def layer_norms(params: Params) -> Float64[Array, " layers"]:
+    """The Euclidean norm of each layer's parameters, by the layers' names in alphabetical order.
+
+    Squares may be too large for a float32.
+    """
+    with float64():
+        squares = jax.tree.map(lambda x: jnp.square(x.astype(jnp.float64)).sum(), params)
+        return jnp.sqrt(jnp.stack([sum(jax.tree.leaves(layer)) for _, layer in sorted(squares.items())]))
 
 
 def _where_stepped(opt_state: Any, new: Any, old: Any) -> Any:
