@@ -1,11 +1,11 @@
-"""What XLA compiles for an NVIDIA H100, with no GPU: `pip install 'jax[cuda12]'`, `python -m benchmarks.gpu [WHAT ...]`.
+"""What XLA compiles for an NVIDIA H100, with no GPU: `pip install 'jax[cuda12]'`, `python -m benchmarks.gpu [WHAT]`.
 
 `steps`: a step of every optimizer by leaves and flat, and optax's: the buffers that go in and out, the kernels and
 copies that the program launches, temporary bytes a parameter byte, seconds to compile. `train`: the launches of a
 step of `python -m train` inside its scan, by batch size.
 
-XLA compiles for a described device as for one that is there, but for its choice between algorithms by timing them, which
-is off here. Nothing is run: these are counts, not times.
+XLA compiles for a described device as for one that is there, but for its choice between algorithms by timing them,
+which is off here. Nothing is run: these are counts, not times.
 """
 
 import argparse
