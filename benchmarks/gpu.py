@@ -1,4 +1,4 @@
-"""What XLA compiles for an NVIDIA H100, with no GPU: `pip install 'jax[cuda12]'`, `python -m benchmarks.gpu`.
+"""What XLA compiles for an NVIDIA H100, with no GPU: `pip install 'jax[cuda12]'`, `python -m benchmarks.gpu [WHAT]`.
 
 `steps`: a step of every optimizer by leaves and flat, and optax's: the buffers that go in and out, the kernels and
 copies that the program launches, temporary bytes a parameter byte, seconds to compile. `train`: the launches of a
@@ -6,7 +6,7 @@ step of `python -m train` inside its scan, by batch size. `arithmetic`: the oper
 (PTX) of every elementwise optimizer's step, and of `exact`'s: `.rn` are IEEE's, `.approx` and `.full` are not. `zero1`:
 `python -m benchmarks.zero1` for so many H100s, eight in a host.
 
-XLA compiles for a described device as for one that is there, but that it chooses between algorithms by timing them,
+XLA compiles for a described device as for one that is there, but for its choice between algorithms by timing them,
 which is off here. Nothing is run: these are counts, not times.
 """
 
@@ -65,6 +65,7 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 PARTS = ("steps", "train", "arithmetic", "zero1")
 BATCHES = (1, 64, 512)
 DEVICES = (8, 256, 4096)
+EXAMPLES = 50_000  # CIFAR-10's
 ARRAYS = ("160 x 156k", "1,000 x 10k")
 NO_LAUNCH = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "after-all", "iota"}
 ROUNDING = re.compile(r"^\s+(?:@%\w+ )?((?:fma|mul|add|sub|div|sqrt|rcp|rsqrt|ex2|lg2)\.[\w.]*f(?:32|64))", re.M)
@@ -160,33 +161,27 @@ def rounding(place: Sharding, optimizer: optim.Optimizer, params: jax.Array) -> 
     return Counter(sorted(ROUNDING.findall(text)))
 
 
-def train_step(place: Sharding, batch: int, scanned: int) -> Program:
-    """`scanned` steps of `python -m train` in a scan, as it takes them on a GPU."""
+def train_steps(place: Sharding, batch: int) -> Program:
+    """A chunk of steps of `python -m train`, as it takes them on a GPU: in a scan."""
     from train.command_line import parse
+    from train.loop import SCAN_STEPS, make_scan
     from train.start import start
-    from train.step import make_step
     from train.training import make_training
 
     config = parse(["--batch-size", str(batch)])
     training = make_training(config)
-    step: Any = make_step(training)
-
-    def scan(state: Any, images: Any, labels: Any, at: Any) -> Any:
-        return jax.lax.scan(lambda state, batch: step(state, *batch), state, (images, labels, at))
-
     with jax.enable_x64(True):  # without it the abstract state would lose its float64
         state = jax.eval_shape(lambda: start(config, training, 10))
-        shapes = ((batch, 32, 32, 3), jnp.uint8), ((batch,), jnp.int32), ((), jnp.int32)
-        data = [jax.ShapeDtypeStruct((scanned, *shape), dtype) for shape, dtype in shapes]
-        return compiled_for(place, scan, (state, *data), (0,))
+        shapes = ((EXAMPLES, 32, 32, 3), jnp.uint8), ((EXAMPLES,), jnp.int32)
+        shapes += ((SCAN_STEPS, batch), jnp.int32), ((SCAN_STEPS,), jnp.int32)
+        data = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+        return compiled_for(place, make_scan(training), (state, *data))
 
 
 def train(place: Sharding) -> None:
-    from train.loop import SCAN_STEPS
-
     print("| batch | launches a step | of what | temporary, MB | compile, s |\n|---|---|---|---|---|")
     for batch in BATCHES:
-        program = train_step(place, batch, SCAN_STEPS)
+        program = train_steps(place, batch)
         count = launches(program.text())
         what = ", ".join(f"{number} {kind}" for kind, number in count.most_common())
         cells = [f"{batch}", f"{count.total()}", what, f"{program.temporary() / 1e6:.0f}", f"{program.seconds:.1f}"]

@@ -77,13 +77,15 @@ def wanted(config: Config, devices: int) -> dict[str, int]:
 
     params = jax.eval_shape(lambda: start(config, make_training(config), 10)).params
     shards = config.shard_optimizer or config.shard_params
-    sizes: dict[bool, list[int]] = {True: [], False: []}
+    total: Counter[str] = Counter({"all-reduce": 8})  # the loss and how many are right
     for leaf in jax.tree.leaves(params):
-        sizes[shards and any(size % devices == 0 for size in leaf.shape)].append(4 * leaf.size)
-    metrics = 8  # the loss and how many are right
-    norms = 8 * len(sizes[True]) if config.shard_params else 0  # of each its largest number and a sum
-    divided = {"reduce-scatter": sum(sizes[True]), "all-gather": sum(sizes[True])} if shards else {}
-    return {"all-reduce": sum(sizes[False]) + metrics + norms, **divided}
+        divided = [axis for axis, size in enumerate(leaf.shape) if size % devices == 0] if shards else []
+        total.update(dict.fromkeys(["reduce-scatter", "all-gather"] if divided else ["all-reduce"], 4 * leaf.size))
+        if divided and config.shard_params:
+            axis = max(divided, key=lambda axis: leaf.shape[axis])
+            # the squares of each column, in float64
+            total["all-gather" if axis == leaf.ndim - 1 else "all-reduce"] += 8 * leaf.shape[-1]
+    return dict(total)
 
 
 def losses(flags: str, folder: Path, devices: int, processes: int = 1) -> np.ndarray:

@@ -5,6 +5,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from train.model import layers
+
+LAYERS = len(layers(10))  # whatever the number of classes
+
 
 class Epoch(NamedTuple):
     """What an epoch came to. It ends early where the loss is no longer finite, or with the run."""
@@ -52,6 +56,12 @@ class Columns(NamedTuple):
     lr: Float[np.ndarray, "steps groups"]
     norms: Float[np.ndarray, "steps layers"]
 
+    @classmethod
+    def of(cls, record: Float[np.ndarray, "steps columns"]) -> "Columns":
+        """From a `train.step.Record`."""
+        losses, correct = record[:, 0], record[:, 1].astype(np.int64)
+        return cls(losses, correct, lr=record[:, 2:-LAYERS], norms=record[:, -LAYERS:])
+
 
 class Steps:
     """The steps of the epoch under way. They are read one behind, so that reading keeps nobody waiting.
@@ -83,13 +93,11 @@ class Steps:
         record, self._waiting = self._waiting, None
         if record is None or not self.finite:
             return 0
-        losses = np.atleast_1d(np.asarray(record.loss, np.float64))
-        finite = np.isfinite(losses)
+        rows = np.atleast_2d(record)
+        finite = np.isfinite(rows[:, 0])
         self.finite = bool(finite.all())
-        steps = len(losses) if self.finite else int(finite.argmin()) + 1
-        lr, norms = np.atleast_2d(record.lr), np.atleast_2d(record.norms)
-        columns = losses, np.atleast_1d(np.asarray(record.correct)), lr, norms
-        self._read.append(Columns(*(column[:steps] for column in columns)))
+        steps = len(rows) if self.finite else int(finite.argmin()) + 1
+        self._read.append(Columns.of(rows[:steps]))
         return steps
 
     def columns(self) -> Columns | None:

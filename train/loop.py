@@ -177,7 +177,22 @@ def _by_one(training: Training, examples: Examples) -> Advance:
 
 
 def _by_scan(training: Training, examples: Examples) -> Advance:
-    step, devices = make_step(training), training.devices
+    scan, devices = make_scan(training), training.devices
+    images, labels = jax.device_put(examples) if devices is None else devices.copies(examples)
+
+    def advance(state: State, chunk: Chunk, at: int) -> tuple[State, Record]:
+        steps = np.arange(at, at + len(chunk), dtype=np.int32)
+        return scan(state, images, labels, chunk if devices is None else devices.chunk(chunk), steps)
+
+    return advance
+
+
+def make_scan(training: Training) -> Callable[..., tuple[State, Record]]:
+    """`(state, images, labels, chunk, at) -> (state, record)`: a chunk of steps, of which `at` are the numbers.
+
+    The state is donated.
+    """
+    step = make_step(training)
 
     @partial(jax.jit, donate_argnums=0)
     def scan(state: State, images: Any, labels: Any, chunk: Any, at: Any) -> tuple[State, Record]:
@@ -187,13 +202,7 @@ def _by_scan(training: Training, examples: Examples) -> Advance:
 
         return jax.lax.scan(body, state, (chunk, at))
 
-    images, labels = jax.device_put(examples) if devices is None else devices.copies(examples)
-
-    def advance(state: State, chunk: Chunk, at: int) -> tuple[State, Record]:
-        steps = np.arange(at, at + len(chunk), dtype=np.int32)
-        return scan(state, images, labels, chunk if devices is None else devices.chunk(chunk), steps)
-
-    return advance
+    return scan
 
 
 def evaluate_all(params: Params, examples: Examples, training: Training | None = None) -> tuple[float, float]:

@@ -32,14 +32,10 @@ class Metrics(NamedTuple):
     correct: Int[Array, ""]  # how many were classified correctly
 
 
-class Record(NamedTuple):
-    """What a step says, or some in a row. All of it is from before the step."""
-
-    loss: Float[Array, "*steps"]
-    correct: Int[Array, "*steps"]
-    lr: Float64[Array, "*steps groups"]  # the learning rate of each parameter group
-    norms: Float[Array, "*steps layers"]  # the norm of each layer's parameters
-
+# What a step says, or some in a row: the loss, how many pictures were classified correctly, the learning rate of each
+# parameter group, the norm of each layer's parameters. All of it is from before the step. One array is one launch on a
+# GPU, and one buffer to read.
+Record = Float64[Array, "*steps columns"]
 
 Step = Callable[[State, Any, Any, Any], tuple[State, Record]]
 
@@ -58,7 +54,7 @@ def make_step(training: Training) -> Step:
     @partial(jax.jit, donate_argnums=0)
     def step(state: State, images: Any, labels: Any, at: Any) -> tuple[State, Record]:
         params, opt_state, sched, averaged = state
-        lr, norms = training.learning_rates(opt_state), layer_norms(params)
+        lr, norms = training.learning_rates(opt_state), layer_norms(params, devices)
         if training.augment is not None:
             images = augment(jax.random.fold_in(jax.random.key(training.augment), at), images)
         if training.closures:
@@ -76,7 +72,7 @@ def make_step(training: Training) -> Step:
         if training.average is not None:
             averaged = training.average.update(averaged, params)
         moved = _where_stepped(new[0], (opt_state, sched, averaged), new)
-        state, record = State(params, *moved), Record(metrics.loss, metrics.correct, lr, norms)
+        state, record = State(params, *moved), _record(metrics, lr, norms)
         if devices is None:
             return state, record
         with float64():
@@ -85,16 +81,27 @@ def make_step(training: Training) -> Step:
     return step
 
 
-def layer_norms(params: Params) -> Float[Array, " layers"]:
-    """The Euclidean norm of each layer's parameters, by the layers' names in alphabetical order."""
-    norms = [jnp.stack([_norm(leaf) for leaf in jax.tree.leaves(layer)]) for _, layer in sorted(params.items())]
-    return jnp.stack([_norm(norm) for norm in norms])
+def _record(metrics: Metrics, lr: Float64[Array, " groups"], norms: Float64[Array, " layers"]) -> Record:
+    with float64():
+        return jnp.concatenate([jnp.stack([x.astype(jnp.float64) for x in metrics]), lr, norms])
 
 
-def _norm(x: Float[Array, "..."]) -> Float[Array, ""]:
-    """Of numbers whose squares may be too large for a float32."""
-    largest = jnp.abs(x).max()
-    return largest * jnp.sqrt(jnp.square(x / jnp.where(largest > 0, largest, 1)).sum())
+def layer_norms(params: Params, devices: Devices | None = None) -> Float64[Array, " layers"]:
+    """The Euclidean norm of each layer's parameters, by the layers' names in alphabetical order.
+
+    Squares may be too large for a float32. They are added up by columns first, which costs a GPU no launches of its
+    own, since XLA does it where it steps the parameters, and then by layers, all in one.
+    """
+    with float64():
+        columns = jax.tree.map(_columns, params)
+        columns = columns if devices is None else devices.whole(columns)
+        rows = [jnp.concatenate(jax.tree.leaves(layer)) for _, layer in sorted(columns.items())]
+        longest = max(map(len, rows))
+        return jnp.sqrt(jnp.stack([jnp.pad(row, (0, longest - len(row))) for row in rows]).sum(axis=1))
+
+
+def _columns(x: Float[Array, "*rows columns"]) -> Float64[Array, " columns"]:
+    return jnp.square(x.astype(jnp.float64)).sum(axis=tuple(range(x.ndim - 1)))
 
 
 def _where_stepped(opt_state: Any, new: Any, old: Any) -> Any:

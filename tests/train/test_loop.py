@@ -16,6 +16,7 @@ from train.epoch import Epoch
 from train.loop import Moment, evaluate_all, fit
 from train.model import Network, cross_entropy
 from train.start import epoch_order, start
+from train.step import layer_norms
 from train.training import Training, make_training
 
 SHORT = Config(lr=0.01, batch_size=16, epochs=2, option=("momentum=0.9",), shuffle=True)
@@ -112,6 +113,14 @@ def test_stops_at_the_first_loss_that_is_not_finite(scan: bool, monkeypatch: pyt
     assert run[-1].step == sum(len(epoch.losses) for epoch in run)
     assert run[-1].norms is not None
     assert max(run[-1].norms.values()) > 1e3
+
+
+def test_norms_of_layers() -> None:
+    params = {
+        "b": {"bias": jnp.zeros(5), "kernel": jnp.full((3, 5), 1e30)},  # whose squares are no float32s
+        "a": {"bias": jnp.ones(2), "kernel": jnp.full((5, 2, 2), 2.0)},
+    }
+    np.testing.assert_allclose(layer_norms(params), [82**0.5, 15**0.5 * 1e30], rtol=1e-7)
 
 
 def test_evaluates_every_example_once() -> None:
