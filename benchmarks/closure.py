@@ -53,6 +53,13 @@ def calling(rounds: int, blocks: int = 60) -> None:
         batch = batches[number % 2]
         return optimizer.step_closure(captures, state, params)
 
+    def made_anew(batch: jax.Array) -> Callable[[Any], jax.Array]:
+        return lambda params: loss(params, batch)
+
+    def in_a_list(number: int) -> Callable[[Any], jax.Array]:
+        listed = [batches[number % 2]]
+        return lambda params: loss(params, listed[0])
+
     ways: dict[str, Callable[[int], Any]] = {
         "jitted, the batch an argument": lambda number: jitted(params, state, batches[number % 2]),
         "as it is, the batch an argument": lambda number: optimizer.step_closure(
@@ -60,6 +67,8 @@ def calling(rounds: int, blocks: int = 60) -> None:
         ),
         "as it is, captures the same batch": lambda number: optimizer.step_closure(captures, state, params),
         "as it is, captures another batch": another_batch,
+        "as it is, made anew": lambda number: optimizer.step_closure(made_anew(batches[number % 2]), state, params),
+        "as it is, another batch in a list": lambda number: optimizer.step_closure(in_a_list(number), state, params),
     }
     first: dict[str, float] = {}
     times: dict[str, list[float]] = {name: [] for name in ways}
