@@ -7,8 +7,8 @@ object, NumPy's where they have the same bytes, numbers and strings where they a
 where they have the same code and the same things in them. Where something cannot be looked into (an iterator, a random
 generator, the clock), nothing is said, and the closure is traced.
 
-JAX's arrays in variables that the closure itself captures, or that a partial binds, are handed over as arguments: the
-closure is made again with others in their place, and so traced but once.
+JAX's arrays in variables that the closure itself captures, in its defaults, or that a partial binds, are handed over as
+arguments: the closure is made again with others in their place, and so traced but once.
 """
 
 import dis
@@ -72,7 +72,7 @@ def code_of(function: Any) -> Any:
 
 
 def captured_arrays(function: Any) -> tuple[dict[int, jax.Array], Callable[[dict[int, Any]], Any]]:
-    """The arrays in variables around a function, or bound by a partial, and how to make the function with others."""
+    """The arrays around a function, in its defaults or bound by a partial; and how to make the function with others."""
     if isinstance(function, functools.partial):
         bound = (function.args, function.keywords)
         leaves, treedef = jax.tree.flatten(bound, is_leaf=lambda x: type(x) not in (tuple, list, dict))
@@ -84,20 +84,18 @@ def captured_arrays(function: Any) -> tuple[dict[int, jax.Array], Callable[[dict
         return {i: x for i, x in enumerate(leaves) if _is_array(x)}, bind
     if not isinstance(function, types.FunctionType):
         return {}, lambda _: function
-    cells = function.__closure__ or ()
+    cells, defaults = function.__closure__ or (), function.__defaults__ or ()
 
     def copy(arrays: dict[int, Any]) -> Any:
         around = tuple(types.CellType(arrays[i]) if i in arrays else cell for i, cell in enumerate(cells))
-        made = types.FunctionType(
-            function.__code__, function.__globals__, function.__name__, function.__defaults__, around
-        )
+        values = tuple(arrays.get(len(cells) + i, x) for i, x in enumerate(defaults))
+        made = types.FunctionType(function.__code__, function.__globals__, function.__name__, values, around)
         made.__kwdefaults__ = function.__kwdefaults__
         vars(made).update(vars(function))
         return made
 
-    return {
-        i: cell.cell_contents for i, cell in enumerate(cells) if _is_full(cell) and _is_array(cell.cell_contents)
-    }, copy
+    held = [*(cell.cell_contents if _is_full(cell) else None for cell in cells), *defaults]
+    return {i: x for i, x in enumerate(held) if _is_array(x)}, copy
 
 
 def _is_array(x: Any) -> bool:

@@ -267,6 +267,10 @@ def made_anew(batch: Any) -> Closure:
     return lambda w: loss(w, batch)
 
 
+def with_a_default(batch: Any) -> Closure:
+    return lambda w, batch=batch: loss(w, batch)
+
+
 def nested(batch: Any) -> Closure:
     def closure(w: Any) -> Any:
         def inner(w: Any) -> Any:
@@ -296,7 +300,7 @@ def with_a_helper(batch: Any) -> Closure:
     return lambda w: helper(w - batch)
 
 
-@pytest.mark.parametrize("make", [made_anew, nested, bound, bound_by_name, with_a_helper])
+@pytest.mark.parametrize("make", [made_anew, with_a_default, nested, bound, bound_by_name, with_a_helper])
 def test_another_array_of_the_same_kind_is_not_traced(make: Any, monkeypatch: pytest.MonkeyPatch):
     calls, traces = count_traces(monkeypatch), Traces()
     for number in (5.0, 7.0, 9.0):
