@@ -157,12 +157,12 @@ def lbfgs(
         loss, params, state = step(params, state, batch)
 
     Without jit it is compiled once as well, but whether the closure is still the same has to be found out at every
-    call: where anything has changed that it can reach (the variables around it, what it calls, attributes of objects),
-    or that cannot be told, it is traced with its gradient, which takes several times what tracing the loss takes. It is
-    compiled anew where that gives another program: with other shapes and dtypes; another Python or NumPy number that it
-    captures; another array that a `jax.jit` inside it captures; another string, or whatever else is no array, in
-    `*args`; a callback made anew. Other numbers and arrays in `*args`, and another array that the closure captures, do
-    not compile anew.
+    call. It is where it has the same code and all that it can reach is the same (the variables around it, what it
+    calls, attributes of objects), but for arrays of the same shape and dtype that it captures itself, in variables
+    around it, as defaults or by `functools.partial`. Where anything else has changed, or that cannot be told, it is
+    traced with its gradient, which takes several times what tracing the loss takes. It is compiled anew where that
+    gives another program: with other shapes and dtypes; another Python or NumPy number that it captures; another array
+    that a `jax.jit` inside it captures; another string, or whatever else is no array, in `*args`; a callback made anew.
 
     The memory is two arrays of `history_size` rows, made by `init` on the parameters' devices and divided along the
     mesh axes that divide them, as far as their length can be. Donate the state, or it is copied at every step.

@@ -1,15 +1,19 @@
 """The memory of L-BFGS: the last steps, and the direction that they make of a gradient."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxopt_port.closure.flat import dot
+from jaxopt_port.closure.flat import Leaves, dot
 
 # Of a step, `(y^T s, y, s)`, with y the difference of gradients and s that of parameters.
 Learn = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+LONG = 1 << 14  # elements of a vector that is taken in blocks on a CPU
+FOLDS = 8  # parts of it that are added to each other, a power of two
+BLOCK = FOLDS * 960  # a multiple of most numbers of threads, in every part
 
 
 class LBFGSState(NamedTuple):
@@ -89,21 +93,62 @@ def forget(s: LBFGSState, when: jax.Array) -> LBFGSState:
 
 def direction(s: LBFGSState, grad: jax.Array) -> jax.Array:
     """Minus the gradient times the approximate inverse Hessian: the two-loop recursion."""
+    if grad.size < LONG or jax.device_count() > 1:
+        return _two_loops(s, grad)
+    return jax.lax.platform_dependent(s, grad, cpu=partial(_two_loops, blocked=True), default=_two_loops)
 
-    def pair(i: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        row = (s.oldest + i) % s.ro.shape[0]
-        y, step, ro = (jax.lax.dynamic_index_in_dim(b, row, keepdims=False) for b in (s.old_dirs, s.old_stps, s.ro))
-        return row, y, step, ro
 
-    def backward(k: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+def _two_loops(s: LBFGSState, grad: jax.Array, blocked: bool = False) -> jax.Array:
+    """The recursion on whole vectors; or, for a CPU, on one of whole blocks and what is left.
+
+    XLA gives every thread of a CPU the same number of elements. Where a vector's length is no multiple of the threads
+    it asks at every element whether there is one, and takes several times as long.
+    """
+    cut = grad.size // BLOCK * BLOCK if blocked else grad.size
+    spans = [(0, cut), (cut, grad.size)][: 1 if cut == grad.size else 2]
+
+    def row_of(i: jax.Array) -> jax.Array:
+        return (s.oldest + i) % s.ro.size
+
+    def dot_row(rows: jax.Array, row: jax.Array, parts: Leaves) -> jax.Array:
+        first, *rest = (
+            _folded_dot(rows, row, x) if blocked and start == 0 else dot(_row(rows, row, start, x.size), x)
+            for (start, _), x in zip(spans, parts, strict=True)
+        )
+        return sum(rest, first)
+
+    def add_row(parts: Leaves, scale: jax.Array, rows: jax.Array, row: jax.Array) -> Leaves:
+        return [x + scale * _row(rows, row, start, x.size) for (start, _), x in zip(spans, parts, strict=True)]
+
+    def backward(k: jax.Array, carry: tuple[Leaves, jax.Array]) -> tuple[Leaves, jax.Array]:
         q, al = carry
-        row, y, step, ro = pair(s.stored - 1 - k)
-        a = dot(step, q) * ro
-        return q + -a * y, al.at[row].set(a)
+        row = row_of(s.stored - 1 - k)
+        a = dot_row(s.old_stps, row, q) * s.ro[row]
+        return add_row(q, -a, s.old_dirs, row), al.at[row].set(a)
 
-    def forward(i: jax.Array, r: jax.Array) -> jax.Array:
-        row, y, step, ro = pair(i)
-        return r + (al[row] - dot(y, r) * ro) * step
+    def forward(i: jax.Array, r: Leaves) -> Leaves:
+        row = row_of(i)
+        return add_row(r, al[row] - dot_row(s.old_dirs, row, r) * s.ro[row], s.old_stps, row)
 
-    q, al = jax.lax.fori_loop(0, s.stored, backward, (-grad, jnp.zeros_like(s.ro)))
-    return jax.lax.fori_loop(0, s.stored, forward, q * s.H_diag)
+    q = [-grad] if len(spans) == 1 else [-grad[start:end] for start, end in spans]
+    q, al = jax.lax.fori_loop(0, s.stored, backward, (q, jnp.zeros_like(s.ro)))
+    r = jax.lax.fori_loop(0, s.stored, forward, [x * s.H_diag for x in q])
+    return r[0] if len(r) == 1 else jnp.concatenate(r)
+
+
+def _folded_dot(rows: jax.Array, row: jax.Array, x: jax.Array) -> jax.Array:
+    """The inner product with a row, added up in another order.
+
+    XLA leaves a sum on a CPU to a library, for which it copies the row, and that takes as long as the sum. So row and
+    vector are first folded into a short vector, in one pass of XLA's own.
+    """
+    length = x.size // FOLDS
+    sums = [_row(rows, row, start, length) * x[start : start + length] for start in range(0, x.size, length)]
+    while len(sums) > 1:
+        sums = [a + b for a, b in zip(sums[::2], sums[1::2], strict=True)]
+    return jnp.sum(jnp.where(jnp.isnan(sums[0]), jnp.nan, sums[0]))  # the library has no `where`: here it starts
+
+
+def _row(rows: jax.Array, row: jax.Array, start: int, length: int) -> jax.Array:
+    """A part of a row of the memory."""
+    return jax.lax.dynamic_slice(rows, (row, jnp.asarray(start, row.dtype)), (1, length))[0]

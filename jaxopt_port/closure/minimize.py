@@ -64,8 +64,8 @@ def minimize(
     Args:
       optimizer: any of this package, or of optax. Make it once: another object compiles anew, except that `lbfgs` and
         `nonlinear_cg` do not where only live options (`lr`, tolerances) differ.
-      fun: `(params, *args) -> loss`, traced at every call; compiled anew where that gives another program, as at
-        `lbfgs`.
+      fun: `(params, *args) -> loss`, traced and compiled anew as at `lbfgs`; with optimizers that take one gradient a
+        step it is traced at every call.
       params: where to start.
       max_steps: how many steps to take at most.
       tolerance: the run ends where no element of the gradient is larger.
@@ -91,7 +91,7 @@ def minimize(
       >>> jax.vmap(run)(starts).params.round(2).tolist()
       [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
     """
-    from jaxopt_port.closure.program import trace  # here, since it imports jax.extend, which takes long
+    from jaxopt_port.closure.program import Traces  # here, since it imports jax.extend, which takes long
 
     check_optimizer(optimizer, "minimize(optimizer, fun, params)")
     if not callable(fun):
@@ -100,7 +100,8 @@ def minimize(
         )
     algorithm = getattr(optimizer.update, "__self__", None)
     with wide_enough(params):
-        program, operands = trace(fun, params, args)
+        traces = algorithm.traces if isinstance(algorithm, ClosureAlgorithm) else Traces()
+        program, operands = traces(fun, params, args, has_aux=False)
         start = operands, optimizer.init(params), params, jnp.int32(max_steps), tolerance
         if isinstance(algorithm, ClosureAlgorithm):
             return _run(algorithm, program, *start)

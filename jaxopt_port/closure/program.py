@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import jax
 import numpy as np
@@ -11,12 +11,17 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as
 from jax.extend.core.primitives import custom_jvp_call_p, custom_vjp_call_p
 
 from jaxopt_port.closure.flat import Leaves, Tree, flatten, gradient, leaves_of
-from jaxopt_port.closure.reach import Same, reach
+from jaxopt_port.closure.reach import Same, captured_arrays, code_of, reach
 
 ARRAYS = jax.Array | np.ndarray | np.generic | complex | float | int
 CONFIG = (
     "jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl", "jax_numpy_dtype_promotion",
     "jax_numpy_rank_promotion", "jax_disable_jit", "jax_debug_nans",
+)  # fmt: skip
+# What a function raises that needs the value of an array, or has another use for it than to compute with it.
+BY_VALUE = (
+    jax.errors.ConcretizationTypeError, jax.errors.NonConcreteBooleanIndexError, jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError, AttributeError,
 )  # fmt: skip
 
 
@@ -24,7 +29,7 @@ class Program:
     """What a closure and its gradient compute, without the arrays that go into it: a static argument of jit.
 
     A torch closure reads its batch from a variable around it, and jit would keep the first one that it sees of a
-    function. So the closure is traced at every call, and what it captured is handed over beside the program.
+    function. So what the closure captured is handed over beside the program.
 
     Two programs are equal where every operation is the same, with equal parameters by the measure of JAX's own caches.
     What stays inside has to be the same as well: numbers and NumPy arrays byte for byte; anything else, such as an
@@ -84,11 +89,13 @@ def trace(
 class Traces:
     """`trace`, which remembers what it made of a function for as long as nothing changes that the function can reach.
 
-    Other parameters, and other numbers and arrays in `args`, are operands, and change nothing.
+    Other parameters, and other numbers and arrays in `args`, are operands, and change nothing; nor does another array
+    in a variable that the function itself captures, nor that the function is made anew from the same code.
     """
 
     def __init__(self) -> None:
         self.made: WeakKeyDictionary[Any, tuple[Hashable, Program, list[Any]]] = WeakKeyDictionary()
+        self.by_value: WeakSet[Any] = WeakSet()  # what looks at the values of the arrays that it captures
 
     def __call__(
         self, closure: Callable[..., Any], params: Tree, args: Sequence[Any], has_aux: bool
@@ -97,22 +104,36 @@ class Traces:
         given, args_treedef = jax.tree.flatten(tuple(args))
         arrays = {i: x for i, x in enumerate(given) if isinstance(x, ARRAYS)}
         others = [x for i, x in enumerate(given) if i not in arrays]
-        key = (treedef, args_treedef, *map(jax.typeof, [*leaves, *arrays.values()]), *arrays, has_aux, _context())
-        now = reach(closure, others) if not any(isinstance(x, Tracer) for x in [*leaves, *given]) else None
-        if now is not None:
-            before = self.made.get(closure)
-            if before is not None and before[0] == (now, key):
-                return before[1], [*before[2], *arrays.values()]
+        code, (captured, make) = code_of(closure), captured_arrays(closure)
+        known = not any(isinstance(x, Tracer) for x in [*leaves, *given])
+        now = reach(make(dict.fromkeys(captured)), others) if known and code not in self.by_value else None
+        if now is None:
+            captured, make = {}, lambda _: closure
+            now = reach(closure, others) if known else None
+        operands = [*arrays.values(), *captured.values()]
+        types = [jax.typeof(x) for x in [*leaves, *operands]]
+        key = (treedef, args_treedef, *types, *arrays, *captured, has_aux, _context())
+        before = self.made.get(code)
+        if now is not None and before is not None and before[0] == (now, key):
+            return before[1], [*before[2], *operands]
 
-        def evaluate(leaves: Leaves, arrays: dict[int, Any]) -> tuple[Any, Leaves]:
+        def evaluate(leaves: Leaves, arrays: dict[int, Any], captured: dict[int, Any]) -> tuple[Any, Leaves]:
             args = args_treedef.unflatten(arrays.get(i, x) for i, x in enumerate(given))
-            return gradient(closure, treedef, args, has_aux)(leaves)
+            return gradient(make(captured), treedef, args, has_aux)(leaves)
 
-        closed, shapes = jax.make_jaxpr(evaluate, return_shape=True)(leaves, arrays)
+        try:
+            closed, shapes = jax.make_jaxpr(evaluate, return_shape=True)(leaves, arrays, captured)
+        except BY_VALUE:
+            if not captured:
+                raise
+            closed, shapes = None, None
+        if closed is None:
+            self.by_value.add(code)
+            return self(closure, params, args, has_aux)
         program = Program(closed, jax.tree.structure(shapes))
         if now is not None:
-            self.made[closure] = (now, key), program, closed.consts
-        return program, [*closed.consts, *arrays.values()]
+            self.made[code] = (now, key), program, closed.consts
+        return program, [*closed.consts, *operands]
 
 
 def _context() -> Hashable:

@@ -3,15 +3,19 @@
 Tracing a closure takes long, and cannot be left out where the closure reads another batch than last time. Where nothing
 has changed it can. So what a function can reach is walked through: the variables around it and of its module, the
 functions that it calls with theirs, the attributes of objects. JAX's arrays are the same where they are the same
-object, NumPy's where they have the same bytes, numbers and strings where they are equal. Where something cannot be
-looked into (an iterator, a random generator, the clock), nothing is said, and the closure is traced.
+object, NumPy's where they have the same bytes, numbers and strings where they are equal, functions, lists and dicts
+where they have the same code and the same things in them. Where something cannot be looked into (an iterator, a random
+generator, the clock), nothing is said, and the closure is traced.
+
+JAX's arrays in variables that the closure itself captures, in its defaults, or that a partial binds, are handed over as
+arguments: the closure is made again with others in their place, and so traced but once.
 """
 
 import dis
 import functools
 import hashlib
 import types
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -60,6 +64,44 @@ def reach(function: Any, others: Sequence[Any] = ()) -> Hashable:
         return None
 
 
+def code_of(function: Any) -> Any:
+    """What stays the same where a function is made anew; the function itself where it is no plain one."""
+    while isinstance(function, functools.partial | types.MethodType):
+        function = function.func if isinstance(function, functools.partial) else function.__func__
+    return function.__code__ if isinstance(function, types.FunctionType) else function
+
+
+def captured_arrays(function: Any) -> tuple[dict[int, jax.Array], Callable[[dict[int, Any]], Any]]:
+    """The arrays around a function, in its defaults or bound by a partial; and how to make the function with others."""
+    if isinstance(function, functools.partial):
+        bound = (function.args, function.keywords)
+        leaves, treedef = jax.tree.flatten(bound, is_leaf=lambda x: type(x) not in (tuple, list, dict))
+
+        def bind(arrays: dict[int, Any]) -> Any:
+            args, keywords = treedef.unflatten(arrays.get(i, x) for i, x in enumerate(leaves))
+            return functools.partial(function.func, *args, **keywords)
+
+        return {i: x for i, x in enumerate(leaves) if _is_array(x)}, bind
+    if not isinstance(function, types.FunctionType):
+        return {}, lambda _: function
+    cells, defaults = function.__closure__ or (), function.__defaults__ or ()
+
+    def copy(arrays: dict[int, Any]) -> Any:
+        around = tuple(types.CellType(arrays[i]) if i in arrays else cell for i, cell in enumerate(cells))
+        values = tuple(arrays.get(len(cells) + i, x) for i, x in enumerate(defaults))
+        made = types.FunctionType(function.__code__, function.__globals__, function.__name__, values, around)
+        made.__kwdefaults__ = function.__kwdefaults__
+        vars(made).update(vars(function))
+        return made
+
+    held = [*(cell.cell_contents if _is_full(cell) else None for cell in cells), *defaults]
+    return {i: x for i, x in enumerate(held) if _is_array(x)}, copy
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, jax.Array) and not isinstance(x, Tracer)
+
+
 def _walk(todo: list[Any]) -> Iterator[Hashable]:
     seen: dict[int, Any] = {}
     while todo:
@@ -69,7 +111,7 @@ def _walk(todo: list[Any]) -> Iterator[Hashable]:
         elif x is None or isinstance(x, bool | int | str | bytes | np.dtype):
             yield type(x), x
         else:
-            yield Same(x)
+            yield _kind(x)
             if id(x) not in seen and not _is_constant(x):
                 seen[id(x)] = x
                 if len(seen) > MOST:
@@ -77,6 +119,13 @@ def _walk(todo: list[Any]) -> Iterator[Hashable]:
                 inside = list(_inside(x))
                 yield len(inside)
                 todo.extend(inside)
+
+
+def _kind(x: Any) -> Hashable:
+    """What an object is beside what is inside it: itself where there is more to it."""
+    if isinstance(x, types.FunctionType):
+        return x.__code__
+    return type(x) if type(x) in (tuple, list, dict, functools.partial, types.MethodType) else Same(x)
 
 
 def _bytes(x: np.ndarray) -> Hashable:
@@ -111,6 +160,8 @@ def _inside(x: Any) -> Iterator[Any]:
     elif isinstance(x, dict):
         yield from (*x.keys(), *x.values())
     elif isinstance(x, types.FunctionType):
+        if _assigns(x.__code__):  # another array, perhaps, to a variable that was read already
+            raise _OpaqueError
         yield from (x.__defaults__, x.__kwdefaults__)
         yield from (value for name, value in vars(x).items() if not name.startswith("__") or name == "__wrapped__")
         yield from (cell.cell_contents for cell in x.__closure__ or () if _is_full(cell))
@@ -119,7 +170,7 @@ def _inside(x: Any) -> Iterator[Any]:
     elif isinstance(x, types.MethodType):
         yield from (x.__func__, x.__self__)
     elif isinstance(x, functools.partial):
-        yield from (x.func, x.args, x.keywords)
+        yield from (x.func, x.args, tuple(x.keywords.items()))
     elif isinstance(x, classmethod | staticmethod):
         yield x.__func__
     elif isinstance(x, property):
@@ -148,6 +199,7 @@ def _of_code(code: types.CodeType, variables: dict[str, Any]) -> Iterator[Any]:
         raise _OpaqueError
     for name in sorted(globals_ & variables.keys()):
         x = variables[name]
+        yield name
         if not isinstance(x, types.ModuleType):
             yield x
         elif not _is_pure(x.__name__):
@@ -156,6 +208,15 @@ def _of_code(code: types.CodeType, variables: dict[str, Any]) -> Iterator[Any]:
             yield from (vars(x)[each] for each in sorted(names & vars(x).keys()))
         elif x.__name__ == "numpy" and "random" in names:
             raise _OpaqueError
+
+
+@functools.lru_cache(maxsize=1000)
+def _assigns(code: types.CodeType) -> bool:
+    """Whether code, or a function made in it, assigns to a variable around it."""
+    stores = {each.argval for each in dis.get_instructions(code) if each.opname in ("STORE_DEREF", "DELETE_DEREF")}
+    return not stores.isdisjoint(code.co_freevars) or any(
+        _assigns(const) for const in code.co_consts if isinstance(const, types.CodeType) and const.co_freevars
+    )
 
 
 @functools.lru_cache(maxsize=1000)

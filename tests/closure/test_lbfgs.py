@@ -1,6 +1,7 @@
 """L-BFGS in an ordinary process: beside torch's on the same functions, and what it refuses. Bits: test_exact.py."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import optax
 import pytest
 
 import jaxopt_port as optim
+from jaxopt_port.closure import lbfgs_memory
 from tests.helpers import CountTraces, assert_close, assert_same_bits
 
 torch: Any = pytest.importorskip("torch")
@@ -56,6 +58,26 @@ def counts(state: Any) -> tuple[int, int]:
     """Evaluations and iterations, of a state of torch's or of ours."""
     found = state.steps[0] if isinstance(state, optim.OptState) else state
     return int(found["func_evals"]), int(found["n_iter"])
+
+
+@pytest.mark.parametrize("size", [3 * lbfgs_memory.BLOCK, lbfgs_memory.LONG + 3])
+@pytest.mark.parametrize("bad", [None, jnp.inf, jnp.nan])
+def test_the_direction_of_a_long_vector_is_the_same_in_blocks(size: int, bad: float | None):
+    keys = jax.random.split(jax.random.key(0), 3)
+    ys, steps, grad = (
+        jax.random.normal(key, shape) for key, shape in zip(keys, [(4, size)] * 2 + [(size,)], strict=True)
+    )
+    state = optim.lbfgs(history_size=4).init(grad).slots._replace(
+        old_dirs=ys, old_stps=steps, ro=jnp.full(4, 1 / size), H_diag=jnp.float32(0.5), oldest=jnp.int32(3),
+        stored=jnp.int32(4),
+    )  # fmt: skip
+    if bad is not None:
+        state = state._replace(old_dirs=ys.at[1, size // 3].set(bad))
+    whole, blocks = (jax.jit(partial(lbfgs_memory._two_loops, blocked=b))(state, grad) for b in (False, True))
+    np.testing.assert_array_equal(jnp.isnan(blocks), jnp.isnan(whole))
+    assert bool(jnp.isnan(whole).any()) == (bad is not None)
+    if bad is None:
+        np.testing.assert_allclose(blocks, whole, 1e-5, 1e-5)
 
 
 @SEARCHES

@@ -129,7 +129,7 @@ def divided(number: Any) -> Closure:
         (jitted, BATCHES, 2),
         (jitted, NUMPY, 2),
         (jit_inside, BATCHES, 2),
-        (jit_inside_scan, BATCHES, 2),
+        (jit_inside_scan, BATCHES, 1),
         (long_jit, LONG, 2),
         (filled_in_place, NUMPY, 2),
         (vjp_rule, [5.0, 7.0], 2),
