@@ -1,5 +1,7 @@
 """An optimizer under jit, scan, vmap and grad."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -180,6 +182,16 @@ def test_leaks_no_tracer_and_promotes_no_dtype(name):
     with jax.checking_leaks(), jax.numpy_dtype_promotion("strict"):
         new = jax.eval_shape(optimizer.step, make_grads(name, 0), state, params)
     assert_same_types(new, (params, state))
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "rmsprop"])
+def test_a_step_of_one_array_is_eight_kernels_at_most(name):
+    """More of them XLA hands to threads on a CPU (its ThunkExecutor), which takes longer than a small step."""
+    optimizer, p = optim.optimizers[name](), jnp.ones(1000)
+    step = jax.jit(lambda p, state, g: optimizer.step(g, state, p), donate_argnums=(0, 1))
+    text = step.lower(p, optimizer.init(p), p).compile().as_text()
+    kernels = re.findall(r" = \S+ (?!parameter|constant|tuple|bitcast)[\w-]+\(", text[text.index("\nENTRY") :])
+    assert 0 < len(kernels) <= 8
 
 
 def test_a_mesh_of_explicit_axes():
