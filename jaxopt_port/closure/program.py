@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 import jax
 import numpy as np
@@ -11,17 +11,13 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as
 from jax.extend.core.primitives import custom_jvp_call_p, custom_vjp_call_p
 
 from jaxopt_port.closure.flat import Leaves, Tree, flatten, gradient, leaves_of
-from jaxopt_port.closure.reach import Same, captured_arrays, code_of, reach
+from jaxopt_port.closure.reach import Looks, Same, captured_arrays, code_of, reach
 
 ARRAYS = jax.Array | np.ndarray | np.generic | complex | float | int
 CONFIG = (
     "jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl", "jax_numpy_dtype_promotion",
-    "jax_numpy_rank_promotion", "jax_disable_jit", "jax_debug_nans",
-)  # fmt: skip
-# What a function raises that needs the value of an array, or has another use for it than to compute with it.
-BY_VALUE = (
-    jax.errors.ConcretizationTypeError, jax.errors.NonConcreteBooleanIndexError, jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError, AttributeError,
+    "jax_numpy_rank_promotion", "jax_disable_jit", "jax_debug_nans", "jax_threefry_partitionable",
+    "jax_random_seed_offset",
 )  # fmt: skip
 
 
@@ -95,7 +91,7 @@ class Traces:
 
     def __init__(self) -> None:
         self.made: WeakKeyDictionary[Any, tuple[Hashable, Program, list[Any]]] = WeakKeyDictionary()
-        self.by_value: WeakSet[Any] = WeakSet()  # what looks at the values of the arrays that it captures
+        self.by_value: WeakSet[Any] = WeakSet()  # what looks at the arrays that it captures
 
     def __call__(
         self, closure: Callable[..., Any], params: Tree, args: Sequence[Any], has_aux: bool
@@ -105,15 +101,18 @@ class Traces:
         arrays = {i: x for i, x in enumerate(given) if isinstance(x, ARRAYS)}
         others = [x for i, x in enumerate(given) if i not in arrays]
         code, (captured, make) = code_of(closure), captured_arrays(closure)
-        known = not any(isinstance(x, Tracer) for x in [*leaves, *given])
+        known = _can_be_key(code) and not any(isinstance(x, Tracer) for x in [*leaves, *given])
         now = reach(make(dict.fromkeys(captured)), others) if known and code not in self.by_value else None
+        if now is not None and captured and Same(Looks) in now:
+            self.by_value.add(code)
+            now = None
         if now is None:
             captured, make = {}, lambda _: closure
             now = reach(closure, others) if known else None
         operands = [*arrays.values(), *captured.values()]
         types = [jax.typeof(x) for x in [*leaves, *operands]]
         key = (treedef, args_treedef, *types, *arrays, *captured, has_aux, _context())
-        before = self.made.get(code)
+        before = self.made.get(code) if known else None
         if now is not None and before is not None and before[0] == (now, key):
             return before[1], [*before[2], *operands]
 
@@ -123,17 +122,30 @@ class Traces:
 
         try:
             closed, shapes = jax.make_jaxpr(evaluate, return_shape=True)(leaves, arrays, captured)
-        except BY_VALUE:
+        except Exception:  # such as TypeError: a shape that is a captured array
             if not captured:
                 raise
             closed, shapes = None, None
         if closed is None:
             self.by_value.add(code)
-            return self(closure, params, args, has_aux)
+            try:
+                return self(closure, params, args, has_aux)
+            except Exception:  # the function's own
+                self.by_value.discard(code)
+                raise
         program = Program(closed, jax.tree.structure(shapes))
         if now is not None:
             self.made[code] = (now, key), program, closed.consts
         return program, [*closed.consts, *operands]
+
+
+def _can_be_key(x: Any) -> bool:
+    """Whether something can be remembered: a dataclass that is called has no hash, one with slots no reference."""
+    try:
+        hash(ref(x))
+    except Exception:
+        return False
+    return True
 
 
 def _context() -> Hashable:
