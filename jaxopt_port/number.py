@@ -114,8 +114,9 @@ def to_float64(number: Number) -> jax.Array:
     """The float64 that a `Number` is worth, to be computed with under `float64()`."""
     (parts,) = jax.tree.leaves(number)  # nnx.Optimizer puts a box around the array
     with float64():
-        parts = jnp.asarray(parts).astype(jnp.float64)
-        return (parts[..., 0] + parts[..., 1] + parts[..., 2]) * parts[..., 3]
+        parts = jnp.asarray(parts)  # taken apart first: derivatives of what takes a float64 apart are float32 elsewhere
+        high, middle, low, scale = (parts[..., i].astype(jnp.float64) for i in range(4))
+        return (high + middle + low) * scale
 
 
 def to_numpy(number: Number) -> np.ndarray:

@@ -99,6 +99,19 @@ def test_vmap_over_models_and_learning_rates_equals_a_loop(name):
         assert_close(item(together, index), two_steps(models[index], lrs[index], leaves[index]))
 
 
+def test_the_second_derivative_by_the_learning_rate_is_its_closed_form():
+    optimizer, first = optim.sgd(lr=0.1), jnp.array([2.0])
+
+    def after_two_steps(lr):
+        params, state = first, optim.set_hyper(optimizer.init(first), lr=lr)
+        for _ in range(2):
+            params, state = optimizer.step(params, state, params)  # params * (1 - lr)
+        return (params**2).sum()
+
+    for derivative in (jax.grad(jax.grad(after_two_steps)), jax.hessian(after_two_steps)):
+        assert_close(derivative(jnp.float32(0.1)), jnp.float32(4 * 12 * 0.9**2), 1e-6)
+
+
 def test_grad_through_a_step_of_sgd_is_its_closed_form():
     # loss = |p|^2 / 2, so that p' = (1 - lr) p
     optimizer = optim.sgd(lr=0.3)
