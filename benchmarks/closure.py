@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 import jaxopt_port as optim
 from benchmarks.closure_evaluations import evaluations
-from benchmarks.closure_time import SIZES, timing
+from benchmarks.closure_time import DTYPES, SIZES, timing
 
 
 def calling(rounds: int, blocks: int = 60) -> None:
@@ -91,12 +91,13 @@ def main() -> None:
     parser.add_argument("what", nargs="*", default=["evaluations", "time", "calls"])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES)
+    parser.add_argument("--dtypes", nargs="*", choices=DTYPES, default=DTYPES)
     arguments = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     if "evaluations" in arguments.what:
         evaluations()
     if "time" in arguments.what:
-        timing(arguments.rounds, arguments.sizes)
+        timing(arguments.rounds, arguments.sizes, arguments.dtypes)
     if "calls" in arguments.what:
         calling(arguments.rounds)
 

@@ -16,6 +16,7 @@ from scipy.optimize import minimize as scipy_minimize
 
 import jaxopt_port as optim
 
+DTYPES = ("float32", "float64")
 SIZES = (100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 ITERATIONS = 20
 
@@ -185,14 +186,14 @@ class Optax(Side):
 PEERS: dict[str, type[Side]] = {"torch": Torch, "scipy": Scipy, "jaxopt": Jaxopt, "optax": Optax}
 
 
-def timing(rounds: int, sizes: list[int]) -> None:
+def timing(rounds: int, sizes: list[int], dtypes: list[str]) -> None:
     """Print a row a size and dtype: ours in milliseconds, the others' time over ours, the evaluations of all."""
     peers = {name: side for name, side in PEERS.items() if importlib.util.find_spec(name)}
     columns = ["parameters", "dtype", "line search", "history", "ours, ms", *(f"{name} / ours" for name in peers)]
     columns += ["evaluations", "first call, s", "full memory: ours, ms", "torch / ours", "evaluations"]
     print(f"L-BFGS. Evaluations and first calls (with compiling): {', '.join(['ours', *peers])}.\n")
     _print_row([*columns, "state, vectors", "working memory, vectors"], head=True)
-    for size, dtype in itertools.product(sizes, ("float32", "float64")):
+    for size, dtype in itertools.product(sizes, dtypes):
         for line_search, history in _searches(size):
             problem = Problem(size, dtype, line_search, history)
             sides: dict[str, Side] = {"ours": (ours := Ours(problem))}
@@ -204,7 +205,7 @@ def timing(rounds: int, sizes: list[int]) -> None:
     columns = ["parameters", "dtype", "ours, ms", *(f"{name} / ours" for name in peers), "evaluations", "first call, s"]
     print(f"\nNonlinear conjugate gradients: {', '.join(['ours', *peers])}.\n")
     _print_row(columns, head=True)
-    for size, dtype in itertools.product(sizes, ("float32", "float64")):
+    for size, dtype in itertools.product(sizes, dtypes):
         problem = Problem(size, dtype, "strong_wolfe", history=0)
         sides = {"ours": Ours(problem), **{name: side(problem) for name, side in peers.items()}}
         _print_row([f"{size:,}", dtype, *_in_turns(sides, rounds, ["ours", *peers])])
