@@ -15,7 +15,7 @@ chosen by experiment (2 cores, AdamW, float32, donated; times to compile in CPU 
 (c) Slots are the rule's NamedTuple with a tree like the parameters in each field, as optax's are, so that
     `optax.tree.map_params` with a tree of specs and `optax.tree.get(state, "exp_avg")` work. The other way round (a
     NamedTuple at each leaf) neither does, and the arithmetic is the same.
-(d) Moments are leaves and not one vector: on a CPU leaves are 1.4 to 11 times as fast (160 x 156k: 27 ms against 74 to
+(d) Moments are leaves and not one vector: on a CPU leaves are 1.6 to 13 times as fast (160 x 156k: 27 ms against 74 to
     132). Where the number of buffers is what costs, on a GPU with many leaves, there is `flat`.
 (e) One step counter for a whole group: a counter a parameter costs a buffer each (1,000 leaves: 42 ms against 25).
     Once a None gradient has skipped some parameters of a group and not others, the group's scalar state is a vector
