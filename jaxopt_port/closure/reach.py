@@ -171,8 +171,8 @@ def _is_constant(x: Any) -> bool:
     if isinstance(x, np.ufunc):
         return set("".join(x.types)) != set("O->")  # np.frompyfunc makes them of a function
     # What jit has captured it keeps, whatever becomes of the variable.
-    is_jitted = type(x).__module__.startswith("jaxlib") and hasattr(x, "lower") and not jax.config.jax_disable_jit
-    return isinstance(x, jax.Array) or is_jitted
+    is_jitted = type(x).__module__.startswith("jaxlib") and hasattr(x, "lower")
+    return isinstance(x, jax.Array) or (is_jitted and not getattr(jax.config, "jax_disable_jit"))  # noqa: B009
 
 
 def _is_pure(module: str | None) -> bool:
