@@ -1,10 +1,10 @@
 """What XLA compiles for an NVIDIA H100, with no GPU: `pip install 'jax[cuda12]'`, `python -m benchmarks.gpu [WHAT]`.
 
-`steps`: a step of every optimizer by leaves and flat, and optax's: the buffers that go in and out, the kernels and
-copies that the program launches, temporary bytes a parameter byte, seconds to compile. `train`: the launches of a
-step of `python -m train` inside its scan, by batch size. `arithmetic`: the operations that round in the machine code
-(PTX) of every elementwise optimizer's step, and of `exact`'s: `.rn` are IEEE's, `.approx` and `.full` are not. `zero1`:
-`python -m benchmarks.zero1` for so many H100s, eight in a host.
+`steps`: a step of AdamW and SGD (or others: `--optimizers`) by leaves and flat, and optax's: the buffers that go in and
+out, the kernels and copies that the program launches, temporary bytes a parameter byte, seconds to compile. `train`: the
+launches of a step of `python -m train` inside its scan, by batch size. `arithmetic`: the operations that round in the
+machine code (PTX) of every elementwise optimizer's step, and of `exact`'s: `.rn` are IEEE's, `.approx` and `.full` are
+not. `zero1`: `python -m benchmarks.zero1` for so many H100s, eight in a host.
 
 XLA compiles for a described device as for one that is there, but for its choice between algorithms by timing them,
 which is off here. Nothing is run: these are counts, not times.
@@ -92,13 +92,15 @@ def described(hosts: int, a_host: int) -> Mesh:
     return Mesh(np.array(topology.devices), ("data",), axis_types=(AxisType.Auto,))
 
 
-def compiled_for(place: Sharding, function: Callable[..., Any], arguments: Any, donated: Any = ()) -> Program:
+def compiled_for(
+    place: Sharding, function: Callable[..., Any], arguments: Any, donated: Any = (), options: Any = None
+) -> Program:
     """A function of abstract arguments, or a jitted one, compiled for a device."""
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x), sharding=place), arguments)
     jitted: Any = function if hasattr(function, "lower") else jax.jit(function, donate_argnums=donated)
     lowered = jitted.trace(*placed).lower()
     begin = time.perf_counter()
-    compiled = lowered.compile()
+    compiled = lowered.compile(options)
     seconds = time.perf_counter() - begin
     return Program(compiled, len(jax.tree.leaves(placed)) + len(jax.tree.leaves(lowered.out_info)), seconds)
 
@@ -120,10 +122,10 @@ def forms(name: str) -> Iterator[tuple[str, Any]]:
         yield "optax", of_optax(name)
 
 
-def compiled_step(place: Sharding, shapes: Shapes, init: Callable[..., Any], step: Callable[..., Any]) -> Program:
+def compiled_step(place: Sharding, shapes: Shapes, init: Any, step: Any, options: Any = None) -> Program:
     params = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     state = jax.eval_shape(init, params)
-    return compiled_for(place, lambda p, s, g: step(g, s, p), (params, state, params), (0, 1))
+    return compiled_for(place, lambda p, s, g: step(g, s, p), (params, state, params), (0, 1), options)
 
 
 def steps(place: Sharding, names: list[str]) -> None:
@@ -147,16 +149,13 @@ def arithmetic(place: Sharding) -> None:
     for name in filter(is_elementwise, optim.optimizers):
         optimizer = optim.optimizers[name](**OPTIONS.get(name, {}))
         for form, each in {name: optimizer, f"exact({name})": optim.exact(optimizer)}.items():
-            params = jnp.zeros(4096)
-            found = ", ".join(f"{number} {kind}" for kind, number in rounding(place, each, params).items())
+            found = ", ".join(f"{number} {kind}" for kind, number in rounding(place, each).items())
             print(f"| {form} | {found} |", flush=True)
 
 
-def rounding(place: Sharding, optimizer: optim.Optimizer, params: jax.Array) -> Counter[str]:
-    arguments = params, jax.eval_shape(optimizer.init, params), params
-    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), arguments)
+def rounding(place: Sharding, optimizer: optim.Optimizer) -> Counter[str]:
     with tempfile.TemporaryDirectory() as folder:
-        jax.jit(lambda p, s, g: optimizer.step(g, s, p)).lower(*placed).compile({"xla_dump_to": folder})
+        compiled_step(place, [(4096,)], optimizer.init, optimizer.step, {"xla_dump_to": folder})
         text = "".join(path.read_text() for path in Path(folder).glob("*.ptx"))
     return Counter(sorted(ROUNDING.findall(text)))
 

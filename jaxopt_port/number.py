@@ -114,7 +114,7 @@ def to_float64(number: Number) -> jax.Array:
     """The float64 that a `Number` is worth, to be computed with under `float64()`."""
     (parts,) = jax.tree.leaves(number)  # nnx.Optimizer puts a box around the array
     with float64():
-        parts = jnp.asarray(parts)  # taken apart first: derivatives of what takes a float64 apart are float32 elsewhere
+        parts = jnp.asarray(parts)  # taken apart as float32: a float64's slice has no second derivative with x64 off
         high, middle, low, scale = (parts[..., i].astype(jnp.float64) for i in range(4))
         return (high + middle + low) * scale
 
