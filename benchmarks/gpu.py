@@ -1,10 +1,10 @@
 """What XLA compiles for an NVIDIA H100, with no GPU: `pip install 'jax[cuda12]'`, `python -m benchmarks.gpu [WHAT]`.
 
 `steps`: a step of AdamW and SGD (or others: `--optimizers`) by leaves and flat, and optax's: the buffers that go in and
-out, the kernels and copies that the program launches, temporary bytes a parameter byte, seconds to compile. `train`: the
-launches of a step of `python -m train` inside its scan, by batch size. `arithmetic`: the operations that round in the
-machine code (PTX) of every elementwise optimizer's step, and of `exact`'s: `.rn` are IEEE's, `.approx` and `.full` are
-not. `zero1`: `python -m benchmarks.zero1` for so many H100s, eight in a host.
+out, the kernels and copies that the program launches, temporary bytes a parameter byte, seconds to compile. `train`:
+the launches of a step of `python -m train` inside its scan, by batch size. `arithmetic`: the operations that round in
+the machine code (PTX) of every elementwise optimizer's step, and of `exact`'s: `.rn` are IEEE's, `.approx` and `.full`
+are not. `zero1`: `python -m benchmarks.zero1` for so many H100s, eight in a host.
 
 XLA compiles for a described device as for one that is there, but for its choice between algorithms by timing them,
 which is off here. Nothing is run: these are counts, not times.
